@@ -1,0 +1,1 @@
+"""The harness: one protocol, one model, one training loop for every method of balanced multimodal learning."""

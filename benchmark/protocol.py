@@ -1,0 +1,241 @@
+"""Protocol, Cell and Experiment: frozen, validated before anything runs, digestible."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
+
+from benchmark.errors import UsageError
+from benchmark.registry import BACKBONES, DATASETS, FUSIONS, METHODS, Registry, digest_of_external
+from benchmark.version import PROTOCOL_VERSION
+
+M = TypeVar("M", bound=BaseModel)
+
+Selection = Literal["best_val", "last", "best_test"]
+Metric = Literal["accuracy", "macro_f1", "balance_factor"]
+
+
+def canonical(value: Any) -> str:
+    """Return the one JSON text of a configuration: sorted keys, 1.0 written as 1 so that equal numbers are equal."""
+
+    def plain(item: Any) -> Any:
+        if isinstance(item, float) and item.is_integer():
+            return int(item)
+        if isinstance(item, Mapping):
+            return {str(key): plain(entry) for key, entry in item.items()}
+        if isinstance(item, list | tuple):
+            return [plain(entry) for entry in item]
+        return item
+
+    return json.dumps(plain(value), sort_keys=True, separators=(",", ":"))
+
+
+def digest(value: Any) -> str:
+    """Return the sha256 (hex) of a configuration's canonical text."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def validated(model: type[M], data: Any, what: str) -> M:
+    """Build `model` from plain data; raises UsageError naming every wrong field, its value and what is allowed."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        problems = []
+        for item in error.errors(include_url=False):
+            field = ".".join(str(part) for part in item["loc"]) or "(whole)"
+            found = "" if item["type"] == "missing" else f" Found {item['input']!r}."
+            known = f" Known: {', '.join(model.model_fields) or 'none'}." if item["type"] == "extra_forbidden" else ""
+            problems.append(f"{field}: {item['msg']}.{found}{known}")
+        raise UsageError(f"{what}: " + " ".join(problems)) from None
+
+
+class Frozen(BaseModel):
+    """Immutable configuration in which an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Optimizer(Frozen):
+    """Optimiser of every method's parameters; `momentum` is read by SGD alone."""
+
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: PositiveFloat = 1e-3
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: NonNegativeFloat = 1e-4
+
+
+class Schedule(Frozen):
+    """Learning rate as a function of the epoch; `step` multiplies by `gamma` every `every` epochs."""
+
+    name: Literal["constant", "cosine", "step"] = "constant"
+    every: PositiveInt = 30
+    gamma: float = Field(0.1, gt=0, le=1)
+
+
+class Protocol(Frozen):
+    """The recipe that all rows of a table share."""
+
+    epochs: PositiveInt
+    batch_size: PositiveInt = 64
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true"
+    clip_norm: PositiveFloat | None = None
+    split: str | None = Field(None, description="named split; None is the dataset's default")
+    augment: bool = True
+
+
+class Row(Frozen):
+    """One row of a table: a method with the options that the experiment gives it."""
+
+    method: str
+    variant: str = ""
+    options: dict[str, Any] = {}
+    proposed: bool = False
+
+    @property
+    def label(self) -> str:
+        """Name in the table: the method, with the variant in brackets where it has one."""
+        return f"{self.method} ({self.variant})" if self.variant else self.method
+
+
+class Cell(Frozen):
+    """One training run."""
+
+    dataset: str
+    backbone: str
+    fusion: str
+    method: str
+    options: dict[str, Any] = {}
+    protocol: Protocol
+    seed: int = Field(ge=0)
+    target: str | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """Return the configuration as plain data, as it is stored and digested."""
+        return self.model_dump(mode="json")
+
+    def key(self) -> str:
+        """Return the sha256 of configuration, method source, dataset source and protocol version.
+
+        Option defaults are part of the method's source, so they need not be spelled out (and torch need not be
+        imported).
+        """
+        return digest(
+            {
+                "cell": self.identity(),
+                "method": METHODS.entry(self.method).source_digest(),
+                "dataset": DATASETS.entry(self.dataset).source_digest(),
+                "backbone": digest_of_external(BACKBONES.entry(self.backbone)),
+                "fusion": digest_of_external(FUSIONS.entry(self.fusion)),
+                "protocol_version": PROTOCOL_VERSION,
+            }
+        )
+
+    def describe(self) -> str:
+        """Return the cell in one line for messages and progress."""
+        options = "".join(f" {name}={value}" for name, value in self.options.items())
+        return f"{self.dataset}/{self.backbone}/{self.fusion}/{self.method}{options} seed {self.seed}"
+
+
+def _variants(value: Any) -> Any:
+    """Read `method:` (no variants) and `method: {variant: null}` as empty mappings."""
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        name: {variant: options or {} for variant, options in (variants or {}).items()}
+        if isinstance(variants, Mapping | None)
+        else variants
+        for name, variants in value.items()
+    }
+
+
+Rows = Annotated[dict[str, dict[str, dict[str, Any]]], BeforeValidator(_variants)]
+
+
+class PublishedTable(Frozen):
+    """Which published table stands beside ours."""
+
+    paper: str
+    table: str
+
+
+class Experiment(Frozen):
+    """The grid of cells behind one table."""
+
+    name: str
+    title: str
+    datasets: tuple[str, ...] = Field(min_length=1)
+    backbones: tuple[str, ...] = Field(min_length=1)
+    fusions: tuple[str, ...] = ("concat",)
+    seeds: PositiveInt = Field(5, description="seeds 0 .. n-1, the same for every row")
+    protocol: Protocol
+    reference: str = "joint"
+    baselines: Rows
+    proposed: Rows = {}
+    metrics: tuple[Metric, ...] = ("accuracy", "balance_factor")
+    selection: Selection = "best_val"
+    published: PublishedTable | None = None
+
+    def model_post_init(self, _context: Any) -> None:
+        """Refuse names that no registry knows and a reference that is not a row."""
+        known: list[tuple[Registry[Any], tuple[str, ...]]] = [
+            (DATASETS, self.datasets),
+            (BACKBONES, self.backbones),
+            (FUSIONS, self.fusions),
+            (METHODS, (*self.baselines, *self.proposed)),
+        ]
+        for registry, names in known:
+            for name in names:
+                registry.entry(name)
+        if self.reference not in self.baselines:
+            raise UsageError(
+                f"Experiment {self.name!r}: reference {self.reference!r} is not among its baselines "
+                f"({', '.join(self.baselines)}). Add it or name another reference."
+            )
+
+    def rows(self) -> list[Row]:
+        """Return the table's rows in order: baselines, then the proposed methods; one per variant."""
+        return [
+            Row(method=method, variant=variant, options=options, proposed=proposed)
+            for proposed, group in ((False, self.baselines), (True, self.proposed))
+            for method, variants in group.items()
+            for variant, options in (variants or {"": {}}).items()
+        ]
+
+    def columns(self) -> list[tuple[str, str, str]]:
+        """Return (dataset, backbone, fusion) of every column group, in order."""
+        return [(d, b, f) for d in self.datasets for b in self.backbones for f in self.fusions]
+
+    def cell(self, row: Row, column: tuple[str, str, str], seed: int) -> Cell:
+        """Return the training run of one row, column group and seed."""
+        dataset, backbone, fusion = column
+        return Cell(
+            dataset=dataset,
+            backbone=backbone,
+            fusion=fusion,
+            method=row.method,
+            options=row.options,
+            protocol=self.protocol,
+            seed=seed,
+        )
+
+    def cells(self, methods: tuple[str, ...] = ()) -> Iterator[Cell]:
+        """Yield every cell of the grid, or those of the named methods alone."""
+        for column in self.columns():
+            for row in self.rows():
+                if not methods or row.method in methods:
+                    yield from (self.cell(row, column, seed) for seed in range(self.seeds))

@@ -1,0 +1,235 @@
+"""Typed, lazy registries of methods, datasets, backbones, fusions and experiments.
+
+Names are found by looking at file names and class statements, so that listing imports nothing heavy; a class is
+imported when it is asked for. Other installed packages add to a registry through the entry point groups
+`equipoise.methods`, `equipoise.datasets`, `equipoise.backbones` and `equipoise.fusions`.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+from benchmark.errors import EquipoiseError, UsageError, unknown_name
+from benchmark.paths import SOURCE_ROOT
+
+if TYPE_CHECKING:
+    from benchmark.backbones import Backbone
+    from benchmark.dataset import Dataset
+    from benchmark.fusion import Fusion
+    from benchmark.method import Method
+
+T = TypeVar("T")
+
+OWN = "equipoise"
+_SOURCE_SUFFIXES = {".py", ".csv", ".json"}
+"""Code and the tables it reads; a pipeline file beside them decides when to run, not what."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered name: where its class is, without having imported it."""
+
+    name: str
+    module: str
+    attr: str | None
+    kind: str
+    origin: str
+
+    @cached_property
+    def path(self) -> Path:
+        """File (or package folder) that defines the entry."""
+        top, *rest = self.module.split(".")
+        if self.origin == OWN:
+            location = SOURCE_ROOT.joinpath(top, *rest)
+            return location if location.is_dir() else location.with_suffix(".py")
+        spec = importlib.util.find_spec(self.module)
+        if spec is None or spec.origin is None:
+            raise EquipoiseError(
+                f"{self.kind} {self.name!r}: module {self.module!r} of {self.origin} not found. Reinstall it."
+            )
+        file = Path(spec.origin)
+        return file.parent if file.name == "__init__.py" else file
+
+    def description(self) -> str:
+        """First line of the entry's docstring, read without importing it."""
+        file = self.path / "__init__.py" if self.path.is_dir() else self.path
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        named = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == self.attr)
+        text = ast.get_docstring(next(named, tree)) or ast.get_docstring(tree) or ""
+        return text.partition("\n")[0]
+
+    def source_files(self) -> list[Path]:
+        """Files whose content decides what the entry does: its own and the sibling modules it imports."""
+        if self.path.is_dir():
+            return sorted(p for p in self.path.rglob("*") if p.suffix in _SOURCE_SUFFIXES and p.is_file())
+        found: set[Path] = set()
+        queue = [self.path]
+        while queue:
+            file = queue.pop()
+            if file not in found:
+                found.add(file)
+                queue.extend(_sibling_imports(file, self.module))
+        return sorted(found)
+
+    def source_digest(self) -> str:
+        """Sha256 over `source_files`; part of a cell's key, so that an edited method never reuses an old result."""
+        base = self.path if self.path.is_dir() else self.path.parent.parent
+        digest = hashlib.sha256()
+        for file in self.source_files():
+            content = file.read_bytes().replace(b"\r\n", b"\n")
+            digest.update(f"{file.relative_to(base).as_posix()}\0{len(content)}\0".encode())
+            digest.update(content)
+        return digest.hexdigest()
+
+
+def _sibling_imports(file: Path, module: str) -> Iterator[Path]:
+    """Yield the files of the entry's own package family that `file` imports (the harness is covered by its version)."""
+    families = {"baselines", "methods"} if module.split(".")[0] in ("baselines", "methods") else {module.split(".")[0]}
+    root = file.parents[len(module.split(".")) - 1]
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            targets = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for target in targets:
+            candidate = root.joinpath(*target.split(".")).with_suffix(".py")
+            if target.split(".")[0] in families and candidate.is_file():
+                yield candidate
+
+
+class Registry(Generic[T]):
+    """Names to lazily loaded classes; unknown names and collisions are answered with the list."""
+
+    def __init__(self, kind: str, discover: Callable[[], Iterable[Entry]], base: str, group: str) -> None:
+        self.kind = kind
+        self._discover = discover
+        self._base = base
+        self._group = group
+
+    @cached_property
+    def _entries(self) -> dict[str, Entry]:
+        entries: dict[str, Entry] = {}
+        for entry in [*self._discover(), *_plugins(self.kind, self._group)]:
+            other = entries.get(entry.name)
+            if other is not None:
+                raise UsageError(
+                    f"Two {self.kind}s are named {entry.name!r}: {other.module} ({other.origin}) and {entry.module} "
+                    f"({entry.origin}). Rename one or uninstall its package."
+                )
+            entries[entry.name] = entry
+        return entries
+
+    def names(self) -> list[str]:
+        """Return all names, sorted."""
+        return sorted(self._entries)
+
+    def entry(self, name: str) -> Entry:
+        """Return where `name` is defined; raises UsageError with the nearest name for an unknown one."""
+        try:
+            return self._entries[name]
+        except KeyError:
+            raise unknown_name(self.kind, name, self._entries) from None
+
+    def load(self, name: str) -> type[T]:
+        """Import and return the class registered as `name`."""
+        entry = self.entry(name)
+        if entry.origin == OWN:
+            _refuse_shadowed(entry.module.split(".")[0])
+        module = importlib.import_module(entry.module)
+        base_module, base_name = self._base.split(":")
+        base = getattr(importlib.import_module(base_module), base_name)
+        if entry.attr is not None:
+            found = [getattr(module, entry.attr, None)]
+        else:
+            found = [
+                value
+                for value in vars(module).values()
+                if isinstance(value, type) and issubclass(value, base) and value.__module__ == entry.module
+            ]
+        if len(found) != 1 or not (isinstance(found[0], type) and issubclass(found[0], base)):
+            raise UsageError(
+                f"{self.kind} {name!r}: {entry.module} must define exactly one subclass of {base_name}, "
+                f"found {[getattr(item, '__name__', item) for item in found]}."
+            )
+        return cast("type[T]", found[0])
+
+
+def _plugins(kind: str, group: str) -> Iterator[Entry]:
+    for point in entry_points(group=group):
+        module, _, attr = point.value.partition(":")
+        origin = point.dist.name if point.dist else module.split(".")[0]
+        yield Entry(point.name, module, attr or None, kind, origin)
+
+
+def _refuse_shadowed(top: str) -> None:
+    """Raise when another installed package hides one of ours (`datasets` is also a popular package)."""
+    spec = importlib.util.find_spec(top)
+    locations = list(spec.submodule_search_locations or []) if spec else []
+    if str(SOURCE_ROOT / top) not in locations:
+        raise UsageError(
+            f"Package {top!r} resolves to {locations or 'nothing'}, not to {SOURCE_ROOT / top}. "
+            "Another installed package shadows it: run from the project's own environment."
+        )
+
+
+def _modules(folder: str, kind: str) -> Iterator[Entry]:
+    """One entry per file or package of a top-level folder; the name is the file's."""
+    for path in sorted((SOURCE_ROOT / folder).iterdir()):
+        is_package = path.is_dir() and (path / "__init__.py").is_file()
+        if not path.name.startswith(("_", ".")) and (is_package or path.suffix == ".py"):
+            yield Entry(path.stem, f"{folder}.{path.stem}", None, kind, OWN)
+
+
+def _classes(files: Iterable[Path], base: str, kind: str) -> Iterator[Entry]:
+    """One entry per class statement that names `base`; the name is the class's in lower case."""
+    for path in files:
+        module = ".".join(path.relative_to(SOURCE_ROOT).with_suffix("").parts)
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if not isinstance(node, ast.ClassDef) or node.name.startswith("_"):
+                continue
+            if any(isinstance(b, ast.Name) and b.id == base for b in node.bases):
+                yield Entry(node.name.lower(), module, node.name, kind, OWN)
+
+
+METHODS: Registry[Method] = Registry(
+    "method",
+    lambda: [*_modules("baselines", "baseline"), *_modules("methods", "proposed")],
+    "benchmark.method:Method",
+    "equipoise.methods",
+)
+DATASETS: Registry[Dataset] = Registry(
+    "dataset", lambda: _modules("datasets", "dataset"), "benchmark.dataset:Dataset", "equipoise.datasets"
+)
+BACKBONES: Registry[Backbone] = Registry(
+    "backbone",
+    lambda: _classes(sorted((SOURCE_ROOT / "benchmark/backbones").glob("[!_]*.py")), "Backbone", "backbone"),
+    "benchmark.backbones:Backbone",
+    "equipoise.backbones",
+)
+FUSIONS: Registry[Fusion] = Registry(
+    "fusion",
+    lambda: _classes([SOURCE_ROOT / "benchmark/fusion.py"], "Fusion", "fusion"),
+    "benchmark.fusion:Fusion",
+    "equipoise.fusions",
+)
+
+
+def digest_of_external(entry: Entry) -> str | None:
+    """Return the source digest of another package's backbone or fusion; the protocol version covers ours."""
+    return None if entry.origin == OWN else entry.source_digest()
+
+
+def registries() -> dict[str, Registry[Any]]:
+    """Return every registry of classes by its plural."""
+    return {"methods": METHODS, "datasets": DATASETS, "backbones": BACKBONES, "fusions": FUSIONS}

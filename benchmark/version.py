@@ -1,0 +1,8 @@
+"""The two numbers that decide whether an old result still counts.
+
+`PROTOCOL_VERSION` is part of every cell's key: bump it when training semantics change, and the golden cell in the tests
+fails until you do. `RESULT_SCHEMA` is the layout of `result.json`.
+"""
+
+PROTOCOL_VERSION = 1
+RESULT_SCHEMA = 1

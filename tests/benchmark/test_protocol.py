@@ -1,0 +1,106 @@
+"""Configuration: frozen, validated, and one digest per meaning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from benchmark.errors import UsageError
+from benchmark.protocol import Cell, Experiment, Protocol, canonical, validated
+
+FIELDS: dict[str, Any] = {
+    "name": "trial",
+    "title": "Trial",
+    "datasets": ["digits"],
+    "backbones": ["small"],
+    "seeds": 3,
+    "protocol": {"epochs": 2},
+    "baselines": {"joint": None, "pcgrad": {"modality": None, "losses": {"reading": "losses"}}},
+    "proposed": {"rgm": {}},
+}
+
+
+def experiment(**changes: Any) -> Experiment:
+    return validated(Experiment, {**FIELDS, **changes}, "Experiment 'trial'")
+
+
+def cell(**changes: Any) -> Cell:
+    fields = {
+        "dataset": "digits",
+        "backbone": "small",
+        "fusion": "concat",
+        "method": "ogm_ge",
+        "protocol": Protocol(epochs=2),
+        "seed": 0,
+    }
+    return Cell(**{**fields, **changes})
+
+
+def test_equal_numbers_have_one_text() -> None:
+    assert canonical({"b": 1.0, "a": (1, 0.5)}) == '{"a":[1,0.5],"b":1}'
+
+
+def test_rows_keep_the_order_baselines_then_proposed_with_one_row_per_variant() -> None:
+    rows = experiment().rows()
+    assert [row.label for row in rows] == ["joint", "pcgrad (modality)", "pcgrad (losses)", "rgm"]
+    assert [row.proposed for row in rows] == [False, False, False, True]
+    assert rows[2].options == {"reading": "losses"}
+
+
+def test_a_grid_has_one_cell_per_row_and_seed() -> None:
+    assert len(list(experiment().cells())) == 4 * 3
+    assert {c.seed for c in experiment().cells(("joint",))} == {0, 1, 2}
+    assert {c.method for c in experiment().cells(("joint",))} == {"joint"}
+
+
+def test_an_unknown_key_names_itself_and_the_known_ones() -> None:
+    with pytest.raises(UsageError, match=r"protocol\.epoch: Extra inputs are not permitted\. Found 3\."):
+        experiment(protocol={"epochs": 2, "epoch": 3})
+
+
+def test_a_value_out_of_range_names_field_and_value() -> None:
+    with pytest.raises(UsageError, match=r"protocol\.optimizer\.momentum: .*less than 1\. Found 1\.5\."):
+        experiment(protocol={"epochs": 2, "optimizer": {"momentum": 1.5}})
+
+
+def test_an_unknown_method_in_an_experiment_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UsageError, match="Did you mean 'rgm'"):
+        experiment(proposed={"rgmm": {}})
+
+
+def test_a_reference_outside_the_rows_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"reference 'joint' is not among its baselines \(ogm_ge\)"):
+        experiment(baselines={"ogm_ge": {}})
+
+
+def test_configuration_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError):
+        cell().seed = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"options": {"alpha": 0.5}},
+        {"method": "joint"},
+        {"fusion": "sum"},
+        {"backbone": "resnet18"},
+        {"dataset": "av_digits"},
+        {"protocol": Protocol(epochs=3)},
+    ],
+)
+def test_every_field_of_a_cell_changes_its_key(change: dict[str, Any]) -> None:
+    assert cell(**change).key() != cell().key()
+
+
+def test_the_protocol_version_changes_every_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = cell().key()
+    monkeypatch.setattr("benchmark.protocol.PROTOCOL_VERSION", 999)
+    assert cell().key() != before
+
+
+def test_a_whole_number_written_as_float_gives_the_same_key() -> None:
+    assert cell(options={"alpha": 1.0}).key() == cell(options={"alpha": 1}).key()

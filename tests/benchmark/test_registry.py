@@ -1,0 +1,96 @@
+"""Registries: lazy, with the nearest name for a typo and both places for a collision."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmark.errors import UsageError
+from benchmark.paths import SOURCE_ROOT
+from benchmark.registry import BACKBONES, DATASETS, FUSIONS, METHODS, OWN, Entry, Registry, registries
+
+
+def entry(name: str, module: str, origin: str = OWN) -> Entry:
+    return Entry(name, module, None, "method", origin)
+
+
+def test_every_file_of_baselines_and_methods_is_a_registered_method() -> None:
+    files = {path.stem for folder in ("baselines", "methods") for path in (SOURCE_ROOT / folder).glob("[!_]*.py")}
+    assert set(METHODS.names()) == files
+    assert METHODS.entry("joint").kind == "baseline"
+    assert METHODS.entry("rgm").kind == "proposed"
+
+
+def test_fusions_and_backbones_are_named_after_their_classes() -> None:
+    assert FUSIONS.names() == ["concat", "film", "gated", "sum"]
+    assert {"small", "resnet18"} <= set(BACKBONES.names())
+    assert {"digits", "av_digits"} <= set(DATASETS.names())
+
+
+def test_an_unknown_name_is_answered_with_the_nearest_and_the_list() -> None:
+    with pytest.raises(UsageError, match=r"Unknown method 'ogmge'\. Did you mean 'ogm_ge'\? Known: .*joint"):
+        METHODS.entry("ogmge")
+
+
+def test_two_entries_of_one_name_name_both_places() -> None:
+    registry: Registry[Any] = Registry(
+        "method", lambda: [entry("a", "baselines.a"), entry("a", "other.a", "pkg")], "benchmark.method:Method", "none"
+    )
+    with pytest.raises(UsageError, match=r"'a': baselines\.a \(equipoise\) and other\.a \(pkg\)"):
+        registry.names()
+
+
+def test_a_module_without_a_subclass_is_refused() -> None:
+    registry: Registry[Any] = Registry(
+        "method", lambda: [entry("errors", "benchmark.errors")], "benchmark.method:Method", "none"
+    )
+    with pytest.raises(UsageError, match=r"benchmark\.errors must define exactly one subclass of Method, found \[\]"):
+        registry.load("errors")
+
+
+@pytest.mark.parametrize("plural", ["methods", "datasets", "backbones", "fusions"])
+def test_every_entry_has_a_one_line_description(plural: str) -> None:
+    registry = registries()[plural]
+    assert all(registry.entry(name).description() for name in registry.names())
+
+
+def test_naming_and_digesting_import_neither_torch_nor_a_method() -> None:
+    code = (
+        "import sys; from benchmark.registry import METHODS, registries; "
+        "[r.entry(n).source_digest() for r in registries().values() for n in r.names()]; "
+        "assert 'torch' not in sys.modules and 'baselines.joint' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=SOURCE_ROOT)
+
+
+def test_the_digest_follows_the_file_and_what_it_imports_from_its_family(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmark.registry.SOURCE_ROOT", tmp_path)
+    (tmp_path / "baselines").mkdir()
+    (tmp_path / "baselines" / "a.py").write_text("from baselines.b import f\n")
+    (tmp_path / "baselines" / "b.py").write_text("f = 1\n")
+    (tmp_path / "baselines" / "c.py").write_text("f = 1\n")
+
+    def digest() -> str:
+        return entry("a", "baselines.a").source_digest()
+
+    before = digest()
+    (tmp_path / "baselines" / "c.py").write_text("f = 2\n")
+    assert digest() == before
+    (tmp_path / "baselines" / "b.py").write_text("f = 2\n")
+    assert digest() != before
+
+
+def test_line_endings_do_not_change_the_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmark.registry.SOURCE_ROOT", tmp_path)
+    (tmp_path / "baselines").mkdir()
+    file = tmp_path / "baselines" / "a.py"
+    file.write_bytes(b"x = 1\n")
+    unix = entry("a", "baselines.a").source_digest()
+    file.write_bytes(b"x = 1\r\n")
+    assert entry("a", "baselines.a").source_digest() == unix
