@@ -1,0 +1,200 @@
+"""Batches: prepared arrays resident on the device, decoded, normalised and augmented per batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Generator, Tensor
+
+from benchmark.dataset import PARTS
+from benchmark.errors import DataError, unknown_name
+from benchmark.preparation import obtain
+from benchmark.prepared import Prepared
+from benchmark.registry import DATASETS
+
+Augment = Callable[[dict[str, Tensor], Generator], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples on the device: `inputs` (B, *shape); `labels`, `index` in the part and `domains` (B,)."""
+
+    inputs: dict[str, Tensor]
+    labels: Tensor
+    index: Tensor
+    domains: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.labels.shape[0]
+
+    def to(self, device: torch.device) -> Self:
+        """Return the batch on another device."""
+        return replace(
+            self,
+            inputs={name: values.to(device) for name, values in self.inputs.items()},
+            labels=self.labels.to(device),
+            index=self.index.to(device),
+            domains=None if self.domains is None else self.domains.to(device),
+        )
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Normalisation as `shift + scale * x`; the shift (1,) is float32, which makes the result float32."""
+
+    shift: Tensor
+    scale: float
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a named split on the device.
+
+    `inputs` holds per modality an array (rows, *shape) in its compact dtype, which parts share; `rows` (n,)
+    says which of its rows belongs to each sample. Modalities that `scaling` names are decoded to float32 and
+    normalised per batch; the others are passed on as they are.
+    """
+
+    inputs: Mapping[str, Tensor]
+    rows: Mapping[str, Tensor]
+    labels: Tensor
+    domains: Tensor | None
+    scaling: Mapping[str, Scaling]
+    augmentation: Augment | None = None
+
+    @classmethod
+    def from_tensors(cls, inputs: Mapping[str, Tensor], labels: Tensor, domains: Tensor | None = None) -> Part:
+        """Wrap tensors (n, *shape) and labels (n,) as they are; raises DataError if their lengths differ."""
+        n = len(labels)
+        lengths = {name: len(values) for name, values in inputs.items()}
+        if domains is not None:
+            lengths["domains"] = len(domains)
+        if set(lengths.values()) != {n}:
+            raise DataError(f"A part needs as many values as labels ({n}). Found {lengths}.")
+        own = torch.arange(n, device=labels.device)
+        return cls(dict(inputs), dict.fromkeys(inputs, own), labels.long(), domains, {})
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of one sample per modality."""
+        return {name: tuple(values.shape[1:]) for name, values in self.inputs.items()}
+
+    def __len__(self) -> int:
+        return self.labels.shape[0]
+
+    def to(self, device: torch.device) -> Part:
+        """Return the part with everything on another device."""
+        return replace(
+            self,
+            inputs={name: values.to(device) for name, values in self.inputs.items()},
+            rows={name: rows.to(device) for name, rows in self.rows.items()},
+            labels=self.labels.to(device),
+            domains=None if self.domains is None else self.domains.to(device),
+            scaling={name: replace(s, shift=s.shift.to(device)) for name, s in self.scaling.items()},
+        )
+
+    def subset(self, indices: Tensor) -> Part:
+        """Return the samples at `indices`, in that order; arrays are shared, not copied."""
+        indices = indices.to(self.labels.device)
+        return Part(
+            self.inputs,
+            {name: rows[indices] for name, rows in self.rows.items()},
+            self.labels[indices],
+            None if self.domains is None else self.domains[indices],
+            self.scaling,
+            self.augmentation,
+        )
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        order: Generator | None = None,
+        indices: Tensor | None = None,
+        augment: Generator | None = None,
+    ) -> Iterator[Batch]:
+        """Yield batches, the last one possibly smaller.
+
+        `order` shuffles (None: in sample order), `indices` picks samples, `augment` draws the dataset's
+        augmentation. The order is drawn when this is called, so that a generator is spent alike however far
+        batches are read.
+        """
+        device = self.labels.device
+        index = torch.arange(len(self), device=device) if indices is None else indices.to(device)
+        if order is not None:
+            index = index[torch.randperm(len(index), generator=order, device=order.device).to(device)]
+        return self._batches(index, batch_size, augment)
+
+    def _batches(self, index: Tensor, batch_size: int, augment: Generator | None) -> Iterator[Batch]:
+        # Everything but the inputs is gathered once for all batches: what is left per batch are views.
+        rows = {name: rows[index].split(batch_size) for name, rows in self.rows.items()}
+        labels = self.labels[index].split(batch_size)
+        domains = None if self.domains is None else self.domains[index].split(batch_size)
+        for number, chunk in enumerate(index.split(batch_size) if len(index) else ()):
+            inputs = {name: self._decode(name, chosen[number]) for name, chosen in rows.items()}
+            if augment is not None and self.augmentation is not None:
+                inputs = self.augmentation(inputs, augment)
+            yield Batch(inputs, labels[number], chunk, None if domains is None else domains[number])
+
+    def _decode(self, name: str, rows: Tensor) -> Tensor:
+        values = self.inputs[name].index_select(0, rows)
+        scaling = self.scaling.get(name)
+        # One operation casts and normalises: half the time of a step-by-step decoding of small samples.
+        return values if scaling is None else torch.add(scaling.shift, values, alpha=scaling.scale)
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A dataset under one named split; `digest` (sha256 hex) is equal when the prepared data are equal."""
+
+    parts: Mapping[str, Part]
+    modalities: tuple[str, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    classes: tuple[str, ...]
+    domains: tuple[str, ...]
+    digest: str
+
+
+def load(dataset: str, split: str | None = None, device: torch.device | str = "cpu") -> TaskData:
+    """Put a prepared dataset on a device once; `split` None is the dataset's default.
+
+    Raises UsageError for an unknown dataset or split, DataError where the prepared data are missing or wrong.
+    """
+    entry = DATASETS.load(dataset)()
+    split = split or entry.card.default_split
+    if split not in entry.card.splits:
+        raise unknown_name(f"split of dataset {dataset!r}", split, entry.card.splits)
+    return place(obtain(dataset), split, device, entry.augment)
+
+
+def place(prepared: Prepared, split: str, device: torch.device | str, augmentation: Augment | None = None) -> TaskData:
+    """Put an opened dataset's arrays on a device, with the parts of one split as views of them."""
+    meta, index = prepared.meta, prepared.index
+
+    def part(name: str) -> Part:
+        samples = (index.parts[split] == name).nonzero()[0]
+        return Part(
+            inputs,
+            {m: torch.from_numpy(rows[samples]).to(device) for m, rows in index.rows.items()},
+            torch.from_numpy(index.labels[samples]).to(device),
+            None if index.domains is None else torch.from_numpy(index.domains[samples]).to(device),
+            scaling,
+            augmentation,
+        )
+
+    inputs = {name: torch.from_numpy(prepared.array(name)).to(device) for name in index.rows}
+    scaling = {
+        name: Scaling(torch.tensor([-fitted.mean / fitted.std], device=device), 1 / fitted.std)
+        for name, fitted in meta.splits[split].normalisation.items()
+    }
+    return TaskData(
+        parts={name: part(name) for name in PARTS},
+        modalities=tuple(index.rows),
+        shapes={name: array.shape for name, array in meta.modalities.items()},
+        classes=meta.classes,
+        domains=meta.domains,
+        digest=meta.content_digest,
+    )

@@ -1,0 +1,213 @@
+"""The dataset contract: a card that says what the data is, and a step from raw files to the prepared form.
+
+A dataset is a folder `datasets/<name>/` whose `__init__.py` defines one `Dataset` subclass. One without
+sources needs no download and is prepared on first use; the others go through `equipoise fetch` and `equipoise
+prepare`.
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, ClassVar
+
+from benchmark.errors import DataError, UsageError, unknown_name
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from benchmark.preparation import PreparedWriter
+
+PARTS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Checksum:
+    """What a file must be: its sha256 (hex) and, where known, its size in bytes."""
+
+    sha256: str
+    size: int | None = None
+
+    def fault(self, file: Path) -> str | None:
+        """Return what is wrong with `file`, or None when it is the right one."""
+        size = file.stat().st_size
+        if self.size is not None and size != self.size:
+            return f"{size} bytes instead of {self.size}"
+        with file.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        return None if found == self.sha256 else f"sha256 {found[:12]}… instead of {self.sha256[:12]}…"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a check of one source found; `broken` maps a path to what is wrong with it."""
+
+    source: str
+    expected: int
+    missing: tuple[str, ...] = ()
+    broken: Mapping[str, str] = field(default_factory=dict)
+    unknown: int = 0
+
+    @property
+    def complete(self) -> bool:
+        """True when every expected file is there with the right bytes."""
+        return not self.missing and not self.broken
+
+    def __str__(self) -> str:
+        found = self.expected - len(self.missing)
+        text = f"{self.source}: {self.expected} expected, {found} found, {len(self.broken)} broken"
+        return f"{text}, {self.unknown} unknown ignored" if self.unknown else text
+
+    def faults(self, shown: int = 3) -> str:
+        """Return the counts with the first broken and missing files by name."""
+        problems = [f"{path}: {fault}" for path, fault in self.broken.items()]
+        problems += [f"{path} is missing" for path in self.missing]
+        more = [f"{len(problems) - shown} more"] if len(problems) > shown else []
+        return f"{self} ({'; '.join(problems[:shown] + more)})"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Checksums of the single files inside an archive: a CSV with the columns `path`, `sha256` and `size`.
+
+    `urls` are patterns with `{path}` under which a single file can be had when the archive lacks it.
+    """
+
+    file: Path
+    urls: tuple[str, ...] = ()
+
+    @cached_property
+    def files(self) -> dict[str, Checksum]:
+        """Relative path to checksum, in the order of the CSV."""
+        with self.file.open(newline="", encoding="utf-8") as stream:
+            rows = {row["path"]: Checksum(row["sha256"], int(row["size"])) for row in csv.DictReader(stream)}
+        outside = [path for path in rows if leaves_folder(path)]
+        if outside:
+            raise DataError(f"{self.file.name}: {outside[0]!r} is outside the raw folder. Correct the manifest.")
+        return rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One file to fetch.
+
+    `file` is its name below the raw folder and in a mirror. It is verified as a whole by `checksum`, or,
+    where an archive is not byte-stable, member by member through `manifest` (its members are then unpacked
+    into the raw folder). Without `urls` the terms forbid a download and `obtain` says where a person gets the
+    file.
+    """
+
+    file: str
+    urls: tuple[str, ...] = ()
+    checksum: Checksum | None = None
+    manifest: Manifest | None = None
+    obtain: str = ""
+
+    def check(self, raw: Path) -> Verification:
+        """Compare the files below `raw` with their checksums."""
+        files = self.manifest.files if self.manifest else {self.file: self.checksum} if self.checksum else {}
+        present = {path: checksum for path, checksum in files.items() if (raw / path).is_file()}
+        faults = {path: checksum.fault(raw / path) for path, checksum in present.items()}
+        # Files that lie beside the expected ones in the folders of an unpacked archive.
+        folders = {raw / path.partition("/")[0] for path in files if "/" in path}
+        beside = sum(file.is_file() for folder in folders for file in folder.rglob("*"))
+        return Verification(
+            self.file,
+            expected=len(files),
+            missing=tuple(path for path in files if path not in present),
+            broken={path: fault for path, fault in faults.items() if fault},
+            unknown=beside - len(present) if folders else 0,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetCard:
+    """What a dataset is: terms, classes, shapes per sample, named splits with their reasons, and sources."""
+
+    name: str
+    title: str
+    licence: str
+    citation: str
+    shapes: Mapping[str, tuple[int, ...]]
+    classes: tuple[str, ...]
+    splits: Mapping[str, str]
+    default_split: str
+    domains: tuple[str, ...] = ()
+    sources: tuple[Source, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse a card that contradicts itself, before anything is fetched."""
+        if self.default_split not in self.splits:
+            raise unknown_name(f"default split of dataset {self.name!r}", self.default_split, self.splits)
+        for source in self.sources:
+            if not (source.checksum or source.manifest):
+                raise UsageError(f"Dataset {self.name!r}: {source.file} has no checksum. Add one, or a manifest.")
+            if not (source.urls or source.obtain):
+                raise UsageError(f"Dataset {self.name!r}: {source.file} has no URL. Add one, or how to obtain it.")
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The input streams, in the order of `shapes`."""
+        return tuple(self.shapes)
+
+
+class Dataset(ABC):
+    """A dataset: its card and its preparation."""
+
+    card: ClassVar[DatasetCard]
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of one sample per modality, without the batch dimension."""
+        return self.card.shapes
+
+    @abstractmethod
+    def prepare(self, raw: Path, out: PreparedWriter) -> None:
+        """Read the verified files below `raw` and hand arrays and samples to `out`."""
+
+    def augment(self, inputs: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """Return normalised inputs (B, *shape) with random changes from `generator`; default: unchanged."""
+        return inputs
+
+
+def hash_order(keys: Sequence[str]) -> list[int]:
+    """Return the positions of `keys` in the order of their sha256 hex digests: a fixed shuffle."""
+    digests = [hashlib.sha256(key.encode("ascii")).hexdigest() for key in keys]
+    return sorted(range(len(keys)), key=digests.__getitem__)
+
+
+def stratified_parts(keys: Sequence[str], labels: Sequence[int], cuts: tuple[float, float] = (0.7, 0.8)) -> list[str]:
+    """Return the part of every sample.
+
+    In hash order, a class's samples are train up to the share `cuts[0]`, then val up to `cuts[1]`, then test.
+    """
+    order = hash_order(keys)
+    parts = [""] * len(keys)
+    for label in sorted(set(labels)):
+        members = [position for position in order if labels[position] == label]
+        # Floating point, rounded down: 0.7 * 180 gives 125 on every machine, and the known counts rest on it.
+        first, second = (int(cut * len(members)) for cut in cuts)
+        for rank, position in enumerate(members):
+            parts[position] = "train" if rank < first else "val" if rank < second else "test"
+    return parts
+
+
+def leaves_folder(path: str) -> bool:
+    """Tell whether a path in an archive or manifest points outside the folder it is unpacked into."""
+    pure = PurePosixPath(path.replace("\\", "/"))
+    return pure.is_absolute() or ".." in pure.parts or path[1:2] == ":"
+
+
+def storage_error(error: OSError, file: Path | str, again: str) -> DataError:
+    """Return the one sentence for a write that failed: a full disk, a missing permission."""
+    again = f"run `{again}` again; finished files are kept."
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DataError(f"The disk is full while writing {file}. Free some space and {again}")
+    return DataError(f"Cannot write {file}: {error.strerror or error}. Correct that and {again}")
