@@ -1,0 +1,39 @@
+"""Residual networks, trained from scratch with the initialisation of the OGM-GE family."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from benchmark.backbones import Backbone
+from benchmark.errors import UsageError
+
+
+class ResNet18(Backbone):
+    """ResNet-18 without its classifier for any number of input channels, 512 features (He et al., CVPR 2016).
+
+    Convolutions start Kaiming-normal (fan out), batch norms at 1 and 0.
+    """
+
+    width = 512
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__(shape)
+        if len(shape) != 3:
+            raise UsageError(
+                f"Backbone 'resnet18' needs samples of shape (C, H, W). Found {shape}. Use another backbone."
+            )
+        from torchvision.models import resnet18
+
+        network = resnet18(weights=None)
+        if shape[0] != 3:
+            network.conv1 = nn.Conv2d(shape[0], 64, 7, stride=2, padding=3, bias=False)
+        network.fc = nn.Identity()
+        self.network = network
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Map `(B, C, H, W)` to pooled features `(B, 512)`."""
+        features: Tensor = self.network(inputs)
+        return features

@@ -1,0 +1,299 @@
+"""`equipoise check`: does a method keep the contract, and does it do anything at all?
+
+Every check is a function that returns its outcome and the reason; together they are structured records that the tests,
+the command line and an author of a new method read alike.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmark.conformance_task import BATCH, EPOCHS, TRAIN, Widths, check_parts, check_protocol, check_task
+from benchmark.context import Context, Run
+from benchmark.errors import EquipoiseError
+from benchmark.method import REFERENCE, Method, Passes, Plan
+from benchmark.model import parameter_group
+from benchmark.protocol import validated
+from benchmark.registry import METHODS
+from benchmark.training import Fit, fit, initialised
+
+SEED = 0
+SEEDS = 4
+PASS_TOLERANCE = 0.01
+
+
+class Outcome(StrEnum):
+    """What a check found."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    REFUSED = "refused"
+    NOT_APPLICABLE = "not applicable"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One check of one method or dataset."""
+
+    subject: str
+    check: str
+    outcome: Outcome
+    reason: str = ""
+
+
+class _InterruptedError(Exception):
+    """Stands for the process being killed between two epochs."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A method class under check, with the options and the synthetic task it is tried on."""
+
+    method: type[Method]
+    options: Mapping[str, Any]
+    widths: Widths = Widths.EQUAL
+    modalities: int = 2
+
+    def build(self) -> Method:
+        """Build the method; raises EquipoiseError where it refuses."""
+        task = check_task(self.modalities, self.widths)
+        options = {**self.method.sample_options(task), **self.options}
+        chosen = validated(self.method.Options, options, f"Options of {self.method.__name__}")
+        reason = self.method.refuses(chosen, task)
+        if reason:
+            raise EquipoiseError(reason)
+        return self.method(chosen, task)
+
+    def fit(self, train: int = TRAIN, dead: str | None = None, seed: int = SEED, **arguments: Any) -> Fit:
+        """Run the synthetic task to its end."""
+        return fit(self.build(), check_parts(self.modalities, train, dead), check_protocol(), seed, **arguments)
+
+    def joint(self) -> Trial:
+        """The same trial of joint training."""
+        return replace(self, method=METHODS.load(REFERENCE), options={})
+
+
+Check = Callable[[Trial], tuple[Outcome, str]]
+
+
+def _verdict(problem: str) -> tuple[Outcome, str]:
+    return (Outcome.FAILED, problem) if problem else (Outcome.PASSED, "")
+
+
+def _finite(run: Fit) -> str:
+    numbers = [(e["epoch"], e["loss"], e["val"]["loss"], e["test"]["loss"]) for e in run.epochs]
+    bad = [row for row in numbers if not all(math.isfinite(value) for value in row)]
+    return f"epoch, training, validation and test loss {bad[0]}" if bad else ""
+
+
+def _difference(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> list[str]:
+    return [name for name in a.keys() & b.keys() if not torch.equal(a[name], b[name])]
+
+
+def _weights(run: Fit) -> dict[str, Tensor]:
+    return run.model.state_dict()
+
+
+def finite_losses(trial: Trial) -> tuple[Outcome, str]:
+    """Losses stay finite over a run."""
+    return _verdict(_finite(trial.fit()))
+
+
+def declared_parameters_move(trial: Trial) -> tuple[Outcome, str]:
+    """Every parameter in `parameters(model)` moves, and no other."""
+    method = trial.build()
+    before = initialised(method, SEED)
+    declared = set(method.parameters(before))
+    after = dict(trial.fit().model.named_parameters())
+    moved = {name for name, value in before.named_parameters() if not torch.equal(value, after[name])}
+    problems = [f"{name} is declared but does not move" for name in sorted(declared - moved)]
+    problems += [f"{name} moves but is not declared" for name in sorted(moved - declared)]
+    return _verdict("; ".join(problems[:3]))
+
+
+class _Spy(Context):
+    """Keeps the gradients that the first optimiser step of a run sees."""
+
+    seen: dict[str, Tensor] | None = None
+
+    def update(self, loss: Tensor) -> None:
+        if self.seen is None:
+            parameters = self.model.named_parameters()
+            self.seen = {name: value.grad.clone() for name, value in parameters if value.grad is not None}
+        super().update(loss)
+
+
+def _first_gradients(trial: Trial) -> dict[str, Tensor]:
+    method = trial.build()
+    parts, protocol = check_parts(trial.modalities), check_protocol()
+    model = initialised(method, SEED).train()
+    plan = Plan(EPOCHS, len(parts["train"]), len(parts["val"]), method.task.modalities, BATCH)
+    run = Run(method.task, plan, parts["train"], parts["val"], SEED, protocol.optimizer)
+    spy = _Spy(run, model, method.parameters(model))
+    method.start_epoch(spy)
+    method.step(next(iter(method.batches(spy))), spy)
+    return spy.seen or {}
+
+
+def gradients_touched_where_declared(trial: Trial) -> tuple[Outcome, str]:
+    """From one state and batch, groups outside `info.changes` receive joint training's gradients bit for bit."""
+    own, joint = _first_gradients(trial), _first_gradients(trial.joint())
+    allowed = trial.method.info.changes
+    missing = [name for name in joint.keys() - own.keys() if parameter_group(name) not in allowed]
+    other = [name for name in _difference(own, joint) if parameter_group(name) not in allowed]
+    return _verdict(
+        f"{', '.join(sorted([*other, *missing])[:3])}: gradient differs, but changes = {sorted(allowed)}"
+        if other or missing
+        else ""
+    )
+
+
+def resumes_bit_for_bit(trial: Trial) -> tuple[Outcome, str]:
+    """Killed after any third of the run and resumed from its checkpoint, it ends with the same weights and metrics."""
+    whole = trial.fit()
+    problems = []
+    for stop in (EPOCHS // 3, 2 * EPOCHS // 3):
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "checkpoint.ckpt"
+
+            def interrupt(record: dict[str, Any], stop: int = stop) -> None:
+                if record["epoch"] == stop:
+                    raise _InterruptedError
+
+            try:
+                trial.fit(checkpoint=file, checkpoint_seconds=0.0, on_epoch=interrupt)
+            except _InterruptedError:
+                resumed = trial.fit(checkpoint=file)
+        if resumed.epochs != whole.epochs:
+            problems.append(f"metrics differ after resuming in epoch {stop}")
+        changed = _difference(_weights(whole), _weights(resumed))
+        if changed:
+            problems.append(f"{changed[0]} differs after resuming in epoch {stop}")
+    return _verdict("; ".join(problems))
+
+
+def deterministic(trial: Trial) -> tuple[Outcome, str]:
+    """Two runs of one seed are bit-identical."""
+    first, second = trial.fit(), trial.fit()
+    changed = _difference(_weights(first), _weights(second))
+    return _verdict(f"{changed[0]} differs between two runs" if changed or first.epochs != second.epochs else "")
+
+
+def _variation(**changes: Any) -> Check:
+    """Run on a task of another kind: finite, or refused with a reason."""
+
+    def check(trial: Trial) -> tuple[Outcome, str]:
+        varied = replace(trial, **changes)
+        try:
+            varied.build()
+        except EquipoiseError as error:
+            return Outcome.REFUSED, str(error)
+        return _verdict(_finite(varied.fit()))
+
+    return check
+
+
+def last_batch_of_one(trial: Trial) -> tuple[Outcome, str]:
+    """An epoch whose last batch holds one sample is trained like any other."""
+    return _verdict(_finite(trial.fit(train=2 * BATCH + 1)))
+
+
+def dead_modality(trial: Trial) -> tuple[Outcome, str]:
+    """A modality whose input is all zeros breaks nothing."""
+    return _verdict(_finite(trial.fit(dead=check_task(trial.modalities, trial.widths).modalities[-1])))
+
+
+def noop_equals_joint(trial: Trial) -> tuple[Outcome, str]:
+    """Under its no-op options the method is joint training, bit for bit."""
+    if trial.method.noop is None:
+        return Outcome.NOT_APPLICABLE, "has no setting that switches it off"
+    own = _weights(replace(trial, options=trial.method.noop).fit())
+    joint = _weights(trial.joint().fit())
+    changed = _difference(own, joint)
+    return _verdict(f"{changed[0]} differs from joint training under {dict(trial.method.noop)}" if changed else "")
+
+
+def distinguishable(trial: Trial) -> tuple[Outcome, str]:
+    """From the same state and batches it changes at least one update against joint training.
+
+    A method may act only where gradients conflict, which not every initialisation shows: any of a few seeds will do.
+    """
+    if trial.method is trial.joint().method:
+        return Outcome.NOT_APPLICABLE, "is joint training"
+    differs = any(
+        _difference(_weights(trial.fit(seed=seed)), _weights(trial.joint().fit(seed=seed))) for seed in range(SEEDS)
+    )
+    return _verdict("" if differs else f"{EPOCHS} epochs of {SEEDS} seeds give exactly the weights of joint training")
+
+
+def passes_as_declared(trial: Trial) -> tuple[Outcome, str]:
+    """Encoder passes counted in a run equal those that `expected_passes` predicts."""
+    method = trial.build()
+    parts = check_parts(trial.modalities)
+    plan = Plan(EPOCHS, len(parts["train"]), len(parts["val"]), method.task.modalities, BATCH)
+    expected, counted = method.expected_passes(plan), trial.fit().passes
+    text = f"counted {_passes(counted)}, declared {_passes(expected)}"
+    pairs = [(expected.forward, counted.forward), (expected.backward, counted.backward)]
+    wrong = any(abs(want - got) > PASS_TOLERANCE * max(want, got) for want, got in pairs)
+    return (Outcome.FAILED if wrong else Outcome.PASSED), text
+
+
+def _passes(passes: Passes) -> str:
+    return f"{passes.forward:.2f} forward + {passes.backward:.2f} backward = {passes.relative:.2f}x joint"
+
+
+CHECKS: dict[str, Check] = {
+    "finite": finite_losses,
+    "moves": declared_parameters_move,
+    "touches": gradients_touched_where_declared,
+    "resumes": resumes_bit_for_bit,
+    "deterministic": deterministic,
+    "two modalities": _variation(modalities=2),
+    "three modalities": _variation(modalities=3),
+    "unequal widths": _variation(widths=Widths.UNEQUAL),
+    "last batch of one": last_batch_of_one,
+    "dead modality": dead_modality,
+    "no-op": noop_equals_joint,
+    "distinguishable": distinguishable,
+    "passes": passes_as_declared,
+}
+
+
+def check_method(method: type[Method], name: str, options: Mapping[str, Any] | None = None) -> Iterator[Record]:
+    """Yield the record of every check of one method."""
+    trial = Trial(method, options or {})
+    for check, function in CHECKS.items():
+        try:
+            outcome, reason = function(trial)
+        except Exception as error:  # noqa: BLE001 - whatever a method raises is the check's finding
+            outcome, reason = Outcome.FAILED, f"{type(error).__name__}: {error}"
+        yield Record(name, check, outcome, reason)
+
+
+def check_registered(names: Sequence[str]) -> Iterator[Record]:
+    """Yield the records of registered methods, all of them when no name is given."""
+    for name in names or METHODS.names():
+        yield from check_method(METHODS.load(name), name)
+
+
+def run(names: Sequence[str]) -> int:
+    """Print the records of the named methods (none: all) and a count; return 1 if a check failed, else 0."""
+    import click
+
+    torch.set_num_threads(1)
+    outcomes = []
+    for record in check_registered(names):
+        outcomes.append(record.outcome)
+        click.echo(f"{record.subject:24} {record.check:18} {record.outcome:15} {record.reason}".rstrip())
+    counts = ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in Outcome)
+    click.echo(f"{len(outcomes)} checks: {counts}")
+    return int(Outcome.FAILED in outcomes)

@@ -1,0 +1,75 @@
+"""The synthetic task on which methods are checked: hundreds of runs in seconds, every kind of parameter and buffer."""
+
+from __future__ import annotations
+
+from enum import Enum
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from benchmark.data import Part
+from benchmark.protocol import Optimizer, Protocol
+from benchmark.task import Task
+
+EPOCHS = 9
+BATCH = 12
+TRAIN = 42
+CLASSES = 3
+_SHAPE = (1, 4, 4)
+
+
+class Widths(Enum):
+    """Features of the three encoders."""
+
+    EQUAL = (8, 8, 8)
+    UNEQUAL = (8, 6, 10)
+
+
+class Tiny(nn.Module):
+    """Convolution, batch norm and projection: 4-D kernels, vectors, matrices and buffers in 300 numbers."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.convolution = nn.Conv2d(1, 3, 3, padding=1)
+        self.norm = nn.BatchNorm2d(3)
+        self.project = nn.Linear(3 * 16, width)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Map `(B, 1, 4, 4)` to `(B, width)`."""
+        features: Tensor = self.project(torch.relu(self.norm(self.convolution(inputs))).flatten(1))
+        return features
+
+
+def check_task(modalities: int, widths: Widths) -> Task:
+    """Return a task with `modalities` modalities."""
+    names = [f"m{number}" for number in range(modalities)]
+    by_name = dict(zip(names, widths.value, strict=False))
+    return Task(
+        shapes=dict.fromkeys(names, _SHAPE),
+        classes=CLASSES,
+        epochs=EPOCHS,
+        backbone=lambda modality, _shape: Tiny(by_name[modality]),
+    )
+
+
+def check_protocol() -> Protocol:
+    """Return a short recipe with momentum and weight decay."""
+    return Protocol(epochs=EPOCHS, batch_size=BATCH, optimizer=Optimizer(lr=0.05))
+
+
+@cache
+def check_parts(modalities: int, train: int = TRAIN, dead: str | None = None) -> dict[str, Part]:
+    """Return separable classes with noise that differs by modality, so that one modality is stronger."""
+    generator = torch.Generator().manual_seed(7)
+    centres = torch.randn(modalities, CLASSES, *_SHAPE, generator=generator)
+    parts = {}
+    for name, size in (("train", train), ("val", 21), ("test", 21)):
+        labels = torch.arange(size) % CLASSES
+        inputs = {}
+        for number in range(modalities):
+            noise = torch.randn(size, *_SHAPE, generator=generator) * (2 + number)
+            inputs[f"m{number}"] = (centres[number][labels] + noise) * (f"m{number}" != dead)
+        parts[name] = Part.from_tensors(inputs, labels)
+    return parts

@@ -1,0 +1,309 @@
+"""What a method may touch while training: the model, the training and validation data, and counted passes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from benchmark import seeding
+from benchmark.diagnostics import Diagnostics
+from benchmark.errors import UsageError
+from benchmark.method import Plan
+from benchmark.model import MultimodalModel
+from benchmark.protocol import Optimizer
+
+if TYPE_CHECKING:
+    from benchmark.data import Batch, Part
+    from benchmark.task import Task
+
+Autocast = Callable[[], contextlib.AbstractContextManager[object]]
+
+
+class Forward:
+    """One forward pass, cut at the features.
+
+    `encoded` are the encoders' outputs; `features` are detached leaves `(B, d_m)` on which losses are built, so that
+    the head's backward stops there and the encoders' backward starts with whatever gradient the method supplies.
+    """
+
+    def __init__(self, model: MultimodalModel, encoded: dict[str, Tensor], autocast: Autocast, cut: bool) -> None:
+        self.model = model
+        self.encoded = encoded
+        self._autocast = autocast
+        self.features = (
+            {name: value.detach().to(_master(value)).requires_grad_() for name, value in encoded.items()}
+            if cut
+            else encoded
+        )
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """Fused logits `(B, C)`; a modality that was not encoded counts as zeros."""
+        with self._autocast():
+            logits = self.model.classify(self.features)
+        return logits.to(_master(logits))
+
+    @cached_property
+    def unimodal(self) -> dict[str, Tensor]:
+        """Logits `(B, C)` of each encoded modality alone."""
+        with self._autocast():
+            logits = self.model.unimodal_logits(self.features)
+        return {name: value.to(_master(value)) for name, value in logits.items()}
+
+
+def _given(part: Part | None, name: str) -> Part:
+    if part is None:
+        raise UsageError(
+            f"The method reads the {name} data. Pass it to the module as a Part, not to the Trainer as a loader."
+        )
+    return part
+
+
+def _master(tensor: Tensor) -> torch.dtype:
+    """Reduced precision lives inside the networks only: gradients are modulated in float32 (or float64)."""
+    return torch.float32 if tensor.dtype in (torch.bfloat16, torch.float16) else tensor.dtype
+
+
+@dataclass
+class Run:
+    """What stays fixed during a run and is shared by a context and its forks."""
+
+    task: Task
+    plan: Plan
+    train: Part | None
+    val: Part | None
+    seed: int
+    optimizer: Optimizer
+    clip_norm: float | None = None
+    augment: bool = True
+    autocast: Autocast = contextlib.nullcontext
+
+
+class Context:
+    """Handed to every hook of a method.
+
+    `epoch` counts from 0; `generator` (CPU) is the method's only source of random numbers and is derived anew each
+    epoch.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        model: MultimodalModel,
+        parameters: Mapping[str, nn.Parameter],
+        *,
+        diagnostics: Diagnostics | None = None,
+        axis: str = "",
+    ) -> None:
+        self.run = run
+        self.model = model
+        # Walking the module tree costs more than a small encoder's backward: the names are collected once.
+        self._parameters = list(model.parameters())
+        self._encoders = {name: model.encoder_parameters(name) for name in model.modalities}
+        self.task = run.task
+        self.plan = run.plan
+        self.epochs = run.plan.epochs
+        self._diagnostics = diagnostics
+        self._axis = axis
+        self._passes_over_data = 0
+        self.lr = run.optimizer.lr
+        self.steps = 0
+        self.loss_sum: Tensor | float = 0.0
+        self.loss_count = 0
+        self.start(0)
+        self.reset_optimizer(parameters)
+
+    # --- life of a run: called by the loop ---
+
+    def start(self, epoch: int) -> None:
+        """Enter an epoch: every random stream is derived from it anew."""
+        self.epoch = epoch
+        self._passes_over_data = 0
+        self.generator = seeding.generator(self.run.seed, "method", self._axis, epoch)
+        self.loss_sum, self.loss_count = 0.0, 0
+        self._notes: dict[str, list[Tensor | float]] = {}
+
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate of the optimiser and of those that replace it."""
+        self.lr = lr
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+    def reset_optimizer(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Replace the optimiser by a fresh one over these parameters alone."""
+        settings = self.run.optimizer
+        values = list(parameters.values())
+        self.trained = tuple(parameters)
+        self.optimizer: torch.optim.Optimizer
+        if settings.name == "sgd":
+            self.optimizer = torch.optim.SGD(
+                values, lr=self.lr, momentum=settings.momentum, weight_decay=settings.weight_decay, foreach=True
+            )
+        else:
+            kind = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
+            self.optimizer = kind(values, lr=self.lr, weight_decay=settings.weight_decay, foreach=True)
+
+    def mean_loss(self) -> float:
+        """Return the mean of the epoch's recorded losses, NaN if there was none."""
+        return float(self.loss_sum) / self.loss_count if self.loss_count else float("nan")
+
+    def note(self, name: str, value: Tensor | float) -> None:
+        """Record a number of the method's own; the epoch's record keeps the mean of each name."""
+        self._notes.setdefault(name, []).append(value.detach() if isinstance(value, Tensor) else value)
+
+    def notes(self) -> dict[str, float]:
+        """Return the epoch's mean of every noted name."""
+        return {name: sum(map(float, values)) / len(values) for name, values in self._notes.items()}
+
+    # --- data ---
+
+    @property
+    def train(self) -> Part:
+        """Training part; raises UsageError inside a Trainer that was given only a loader."""
+        return _given(self.run.train, "training")
+
+    @property
+    def val(self) -> Part:
+        """Validation part; raises UsageError inside a Trainer that was given none."""
+        return _given(self.run.val, "validation")
+
+    def batches(self, part: Part | None = None, *, indices: Tensor | None = None) -> Iterator[Batch]:
+        """Yield shuffled, augmented batches of the training part, of another part, or of some of its samples.
+
+        The first call in an epoch gives the order that every method shares; further calls give further orders.
+        """
+        turn = (self._axis, self.epoch, self._passes_over_data)
+        self._passes_over_data += 1
+        augment = seeding.generator(self.run.seed, "augmentation", *turn) if self.run.augment else None
+        return (part if part is not None else self.train).batches(
+            self.plan.batch_size,
+            order=seeding.generator(self.run.seed, "order", *turn),
+            indices=indices,
+            augment=augment,
+        )
+
+    def evaluate(self, part: Part, only: Sequence[str] | None = None) -> Iterator[tuple[Batch, Forward]]:
+        """Yield batches in sample order, un-augmented, with their forward pass in evaluation mode, no gradients."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            for batch in part.batches(max(self.plan.batch_size, 256)):
+                with torch.no_grad():
+                    encoded = self._encode(batch, only)
+                    yield batch, Forward(self.model, encoded, self.run.autocast, cut=False)
+        finally:
+            self.model.train(training)
+
+    # --- passes ---
+
+    def _encode(self, batch: Batch, only: Sequence[str] | None) -> dict[str, Tensor]:
+        with self.run.autocast():
+            return self.model.encode(batch.inputs, only)
+
+    def forward(self, batch: Batch, only: Sequence[str] | None = None) -> Forward:
+        """Encode a batch, all modalities or those in `only`, and cut the graph at the features."""
+        return Forward(self.model, self._encode(batch, only), self.run.autocast, cut=True)
+
+    def feature_gradients(self, forward: Forward, loss: Tensor) -> dict[str, Tensor]:
+        """Run phase one: fill the gradients of fusion and heads, return each modality's d loss / d z_m `(B, d_m)`."""
+        loss.backward()
+        return self._observe(forward, self._collect(forward))
+
+    def feature_gradients_per_loss(
+        self, forward: Forward, losses: Mapping[str, Tensor]
+    ) -> dict[str, dict[str, Tensor]]:
+        """Run phase one for each loss alone; fusion and heads receive the gradient of the sum.
+
+        A modality that a loss does not reach is missing from that loss's gradients.
+        """
+        result: dict[str, dict[str, Tensor]] = {}
+        total: dict[str, Tensor] = {}
+        for name, loss in losses.items():
+            loss.backward(retain_graph=True)
+            result[name] = self._collect(forward)
+            for modality, gradient in result[name].items():
+                total[modality] = total[modality] + gradient if modality in total else gradient
+        self._observe(forward, total)
+        return result
+
+    @staticmethod
+    def _collect(forward: Forward) -> dict[str, Tensor]:
+        """Take the gradients that a backward pass has left on the cut features."""
+        gradients = {name: leaf.grad for name, leaf in forward.features.items() if leaf.grad is not None}
+        for leaf in forward.features.values():
+            leaf.grad = None
+        return gradients
+
+    def _observe(self, forward: Forward, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Record and return the gradients of every encoded modality: zeros where no loss has reached it."""
+        whole = {
+            name: gradients[name] if name in gradients else torch.zeros_like(leaf)
+            for name, leaf in forward.features.items()
+        }
+        if self._diagnostics is not None:
+            self._diagnostics.observe(whole, self.lr)
+        return whole
+
+    def encoder_backward(self, forward: Forward, gradients: Mapping[str, Tensor]) -> None:
+        """Run phase two: continue into the encoders of the modalities in `gradients`; the others stay untouched."""
+        outputs = [forward.encoded[name] for name in gradients]
+        torch.autograd.backward(
+            outputs, [value.to(out.dtype) for value, out in zip(gradients.values(), outputs, strict=True)]
+        )
+
+    def encoder_gradients(self, forward: Forward, gradients: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        """Return the parameter gradients that feature gradients `(B, d_m)` cause, without touching `.grad`."""
+        result = {}
+        for name, gradient in gradients.items():
+            parameters = {key: value for key, value in self._encoders[name].items() if value.requires_grad}
+            output = forward.encoded[name]
+            values = torch.autograd.grad(
+                output, list(parameters.values()), gradient.to(output.dtype), retain_graph=True, materialize_grads=True
+            )
+            result[name] = dict(zip(parameters, values, strict=True))
+        return result
+
+    def encoder_grads(self) -> dict[str, dict[str, Tensor]]:
+        """Return the encoders' current parameter gradients by modality and parameter name."""
+        return {
+            name: {key: value.grad for key, value in parameters.items() if value.grad is not None}
+            for name, parameters in self._encoders.items()
+        }
+
+    def set_encoder_grads(self, gradients: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Write the encoders' parameter gradients."""
+        for name, values in gradients.items():
+            for key, value in values.items():
+                self._encoders[name][key].grad = value
+
+    def update(self, loss: Tensor) -> None:
+        """Clip, take the optimiser step, clear all gradients, and record the loss."""
+        if self.run.clip_norm is not None:
+            trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+            torch.nn.utils.clip_grad_norm_(trained, self.run.clip_norm)
+        self.step_optimizer()
+        for parameter in self._parameters:
+            parameter.grad = None
+        self.loss_sum = self.loss_sum + loss.detach()
+        self.loss_count += 1
+        self.steps += 1
+
+    def step_optimizer(self) -> None:
+        """Take the optimiser step on the current gradients."""
+        self.optimizer.step()
+
+    def fork(self, model: MultimodalModel, parameters: Mapping[str, nn.Parameter], axis: str) -> Context:
+        """Return a context that trains another model with a fresh optimiser and random streams of its own.
+
+        Its passes are counted, its gradients are not part of the diagnostics.
+        """
+        side = Context(self.run, model, parameters, axis=f"{self._axis}/{axis}")
+        side.start(self.epoch)
+        side.set_lr(self.lr)
+        return side

@@ -1,0 +1,109 @@
+"""What is recorded while training, for every method alike: the balance / non-conflict plane and encoder passes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmark.gradients import NEGLIGIBLE_NORM
+from benchmark.method import Passes
+
+
+def balance_factor(energies: Mapping[str, float]) -> float:
+    """Return 8 w_i w_j - 1 averaged over modality pairs, w_i = E_i / (E_i + E_j) (RGM Eq. 5); 1 where both are 0."""
+    factors = []
+    for first, second in combinations(energies.values(), 2):
+        total = first + second
+        share = first / total if total > 0 else 0.5
+        factors.append(8 * share * (1 - share) - 1)
+    return sum(factors) / len(factors) if factors else 1.0
+
+
+class Diagnostics:
+    """Cumulative gradient energy per modality (RGM Eq. 3) and the per-step cosine of feature gradients (RGM Eq. 6).
+
+    Energies use the raw gradients of the trained loss, before any method rewrites them.
+    """
+
+    def __init__(self, modalities: tuple[str, ...], device: torch.device) -> None:
+        self.energy = {name: torch.zeros((), dtype=torch.float64, device=device) for name in modalities}
+        self._cosines: list[Tensor] = []
+
+    @torch.no_grad()
+    def observe(self, gradients: Mapping[str, Tensor], lr: float) -> None:
+        """Record one step's raw feature gradients `(B, d_m)`; the cosine needs two modalities of equal width."""
+        norms = {name: torch.linalg.vector_norm(gradient, dim=1) for name, gradient in gradients.items()}
+        for name, norm in norms.items():
+            self.energy[name] += torch.dot(norm, norm) * lr**2
+        pairs = [(a, b) for a, b in combinations(gradients, 2) if gradients[a].shape == gradients[b].shape]
+        if pairs:
+            cosines = [
+                (gradients[a] * gradients[b]).sum(1).div_((norms[a] * norms[b]).clamp_min_(NEGLIGIBLE_NORM**2)).mean()
+                for a, b in pairs
+            ]
+            self._cosines.append(cosines[0] if len(cosines) == 1 else torch.stack(cosines).mean())
+
+    def end_epoch(self) -> dict[str, Any]:
+        """Return energies, balance factor and the distribution of the epoch's per-step cosines."""
+        energies = {name: float(value) for name, value in self.energy.items()}
+        cosine = None
+        if self._cosines:
+            steps = torch.stack(self._cosines).double().cpu()
+            low, middle, high = torch.quantile(steps, torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)).tolist()
+            cosine = {"mean": steps.mean().item(), "q10": low, "q50": middle, "q90": high}
+            self._cosines.clear()
+        return {"energy": energies, "balance_factor": balance_factor(energies), "cosine": cosine}
+
+    def state_dict(self) -> dict[str, float]:
+        """Return the energies."""
+        return {name: float(value) for name, value in self.energy.items()}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Restore the energies."""
+        for name, value in state.items():
+            self.energy[name].fill_(value)
+
+
+class PassCounter:
+    """Counts samples through each encoder, forwards and backwards, by hooks that deep copies of an encoder keep."""
+
+    def __init__(self, modalities: tuple[str, ...]) -> None:
+        self.forward = dict.fromkeys(modalities, 0)
+        self.backward = dict.fromkeys(modalities, 0)
+        self.paused = False
+
+    def watch(self, encoders: nn.ModuleDict) -> None:
+        """Count every pass through these encoders from now on."""
+        for name, encoder in encoders.items():
+            encoder.register_forward_hook(self._hook(name))
+
+    def _hook(self, name: str) -> Any:
+        # Functions are shared, not copied, by deepcopy: clones of an encoder count on the same counter.
+        def on_backward(gradient: Tensor) -> None:
+            self.backward[name] += len(gradient)
+
+        def on_forward(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            if not self.paused:
+                self.forward[name] += len(output)
+                if output.requires_grad:
+                    output.register_hook(on_backward)
+
+        return on_forward
+
+    def passes(self, samples: int, epochs: int) -> Passes:
+        """Return passes per training sample and epoch, averaged over modalities."""
+        total = samples * epochs * len(self.forward)
+        return Passes(sum(self.forward.values()) / total, sum(self.backward.values()) / total)
+
+    def state_dict(self) -> dict[str, dict[str, int]]:
+        """Return the counts."""
+        return {"forward": dict(self.forward), "backward": dict(self.backward)}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, int]]) -> None:
+        """Restore the counts."""
+        self.forward.update(state["forward"])
+        self.backward.update(state["backward"])

@@ -1,0 +1,55 @@
+"""Pure tensor mathematics on gradients, shared by methods and by people with their own training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+NEGLIGIBLE_NORM = 1e-12
+"""A gradient with a smaller norm has no direction: cosines with it are 0 and nothing is projected on it."""
+
+
+def flatten(tensors: Sequence[Tensor]) -> Tensor:
+    """Return all entries as one vector `(P,)`."""
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Cut a vector `(P,)` into tensors shaped as `like`."""
+    parts = torch.split(vector, [tensor.numel() for tensor in like])
+    return [part.view_as(tensor) for part, tensor in zip(parts, like, strict=True)]
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Return the cosine of two vectors `(P,)`, 0 where one of them is negligible."""
+    norms = a.norm() * b.norm()
+    return torch.where(
+        norms > NEGLIGIBLE_NORM**2, torch.dot(a, b) / norms.clamp_min(NEGLIGIBLE_NORM**2), norms.new_zeros(())
+    )
+
+
+def row_cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Return the cosine `(B,)` of corresponding rows of two matrices `(B, d)`, 0 where a row is negligible."""
+    norms = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=1)
+    return torch.where(
+        norms > NEGLIGIBLE_NORM**2, (a * b).sum(1) / norms.clamp_min(NEGLIGIBLE_NORM**2), torch.zeros_like(norms)
+    )
+
+
+def project_conflict(vector: Tensor, other: Tensor) -> Tensor:
+    """Remove from `vector` `(P,)` its component along `other` if they conflict (negative inner product)."""
+    inner = torch.dot(vector, other)
+    square = torch.dot(other, other)
+    factor = torch.where((inner < 0) & (square > NEGLIGIBLE_NORM**2), inner / square.clamp_min(NEGLIGIBLE_NORM**2), 0.0)
+    return vector - factor * other
+
+
+def min_norm_weight(a: Tensor, b: Tensor) -> float:
+    """Return the s in [0, 1] that minimises ||s a + (1 - s) b|| for vectors `(P,)` (two-task min-norm problem)."""
+    aa, bb, ab = torch.dot(a, a), torch.dot(b, b), torch.dot(a, b)
+    spread = aa + bb - 2 * ab
+    if spread <= NEGLIGIBLE_NORM**2:
+        return 0.5
+    return float(((bb - ab) / spread).clamp(0.0, 1.0))

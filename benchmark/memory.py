@@ -1,0 +1,44 @@
+"""Peak memory of one run inside a process that runs many."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+from pathlib import Path
+from types import TracebackType
+
+import torch
+
+_KIBIBYTE = 1024
+
+
+class PeakMemory:
+    """Context manager whose `peak` is the largest memory in bytes: allocated on a GPU, resident on a CPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.peak = 0
+
+    def __enter__(self) -> PeakMemory:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            # Linux forgets the old high-water mark; elsewhere the peak is that of the whole process.
+            with contextlib.suppress(OSError):
+                Path("/proc/self/clear_refs").write_text("5")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else _resident_peak()
+
+
+def _resident_peak() -> int:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * _KIBIBYTE
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return usage if sys.platform == "darwin" else usage * _KIBIBYTE

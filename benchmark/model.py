@@ -1,0 +1,104 @@
+"""The one model of the suite: encoders -> features -> fusion -> head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from benchmark.fusion import Fusion
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a method answers for a batch: fused logits `(B, C)` and one `(B, C)` per modality."""
+
+    logits: Tensor
+    unimodal: dict[str, Tensor]
+
+
+class MultimodalModel(nn.Module):
+    """Any number of modalities with unequal widths, one fusion, one linear head.
+
+    `encoders` map a batch of their modality to features `(B, d_m)` and state d_m as `width`.
+    """
+
+    def __init__(
+        self, encoders: Mapping[str, nn.Module], fusion: type[Fusion], classes: int, unimodal_heads: bool = False
+    ) -> None:
+        super().__init__()
+        self.modalities = tuple(encoders)
+        self.widths = {name: int(encoder.width) for name, encoder in encoders.items()}  # type: ignore[arg-type]
+        self.classes = classes
+        self.encoders = nn.ModuleDict(dict(encoders))
+        self.fusion = fusion(self.widths)
+        self.head = nn.Linear(self.fusion.width, classes)
+        # Last, so that methods with and without them share every earlier draw of the initialisation.
+        self.unimodal_heads = nn.ModuleDict(
+            {name: nn.Linear(width, classes) for name, width in self.widths.items()} if unimodal_heads else {}
+        )
+
+    def encode(self, inputs: Mapping[str, Tensor], only: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Return the features `(B, d_m)` of all modalities, or of those named in `only`."""
+        return {name: self.encoders[name](inputs[name]) for name in (self.modalities if only is None else only)}
+
+    def completed(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return `features` with zeros `(B, d_m)` for every modality that is not in it."""
+        some = next(iter(features.values()))
+        return {
+            name: features[name] if name in features else some.new_zeros(len(some), width)
+            for name, width in self.widths.items()
+        }
+
+    def fuse(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Return the fused vector `(B, D)`; a modality missing from `features` counts as zeros."""
+        fused: Tensor = self.fusion(self.completed(features))
+        return fused
+
+    def classify(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Return the fused logits `(B, C)`; a modality missing from `features` counts as zeros."""
+        logits: Tensor = self.head(self.fuse(features))
+        return logits
+
+    def unimodal_logits(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return logits `(B, C)` of each modality in `features` alone.
+
+        From its own head where the model has one; from its slice of the fused head, W_m part_m + b / M, where parts are
+        additive (these sum to the fused logits, OGM-GE Eq. 8); else from the fused head with the other modalities
+        zeroed.
+        """
+        if self.unimodal_heads:
+            return {name: self.unimodal_heads[name](value) for name, value in features.items()}
+        if not self.fusion.additive:
+            return {name: self.classify({name: value}) for name, value in features.items()}
+        share = self.head.bias / len(self.modalities)
+        parts = self.fusion.parts(self.completed(features))
+        return {
+            name: functional.linear(parts[name], self.head.weight[:, self.fusion.slices[name]], share)
+            for name in features
+        }
+
+    def predict(self, inputs: Mapping[str, Tensor]) -> Prediction:
+        """Encode all modalities and return fused and unimodal logits."""
+        features = self.encode(inputs)
+        return Prediction(self.classify(features), self.unimodal_logits(features))
+
+    def encoder_parameters(self, modality: str) -> dict[str, nn.Parameter]:
+        """Return the named parameters of one modality's encoder."""
+        return dict(self.encoders[modality].named_parameters())
+
+
+def parameter_group(name: str) -> str:
+    """Return "encoders", "fusion" or "head" for a parameter name of `MultimodalModel` (extra heads count as head)."""
+    top = name.partition(".")[0]
+    return top if top in ("encoders", "fusion") else "head"
+
+
+@torch.no_grad()
+def same_parameters(a: nn.Module, b: nn.Module) -> bool:
+    """Return whether two models of one architecture have bit-identical parameters and buffers."""
+    first, second = a.state_dict(), b.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)

@@ -1,0 +1,140 @@
+"""One cell from its configuration to its record."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmark.errors import EquipoiseError, UsageError
+from benchmark.paths import SOURCE_ROOT
+from benchmark.protocol import Cell, validated
+from benchmark.registry import BACKBONES, DATASETS, FUSIONS, METHODS
+from benchmark.version import RESULT_SCHEMA
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from benchmark.data import TaskData
+    from benchmark.method import Method
+
+_VERSIONED = ("torch", "pytorch-lightning", "numpy", "scikit-learn")
+
+
+def build_method(cell: Cell) -> Method:
+    """Validate a cell's options and build its method; raises UsageError for a wrong option or a task it refuses."""
+    from benchmark.task import Task
+
+    method = METHODS.load(cell.method)
+    dataset = DATASETS.load(cell.dataset)()
+    backbone = BACKBONES.load(cell.backbone)
+    task = Task(
+        shapes=dict(dataset.shapes),
+        classes=len(dataset.card.classes),
+        epochs=cell.protocol.epochs,
+        backbone=lambda _modality, shape: backbone(shape),
+        fusion=FUSIONS.load(cell.fusion),
+    )
+    options = validated(method.Options, cell.options, f"Options of method {cell.method!r}")
+    reason = method.refuses(options, task)
+    if reason:
+        raise UsageError(
+            f"Method {cell.method!r} cannot run on {cell.dataset}/{cell.backbone}/{cell.fusion}: {reason}."
+        )
+    return method(options, task)
+
+
+def check_cell(cell: Cell) -> None:
+    """Raise UsageError if the cell cannot run: wrong option, unknown split, or a method that refuses the task."""
+    splits = DATASETS.load(cell.dataset).card.splits
+    if cell.protocol.split is not None and cell.protocol.split not in splits:
+        raise UsageError(f"Dataset {cell.dataset!r} has no split {cell.protocol.split!r}. Known: {', '.join(splits)}.")
+    build_method(cell)
+
+
+@cache
+def _data(dataset: str, split: str | None, device: str) -> TaskData:
+    # A warm worker trains many cells on one dataset: it is read and put on the device once.
+    from benchmark.data import load
+
+    return load(dataset, split, device)
+
+
+def run_cell(cell: Cell, work: Path | None = None) -> dict[str, Any]:
+    """Train one cell and return its record; `work` keeps the checkpoint of an interrupted run."""
+    import torch
+    from lightning_fabric import Fabric
+
+    from benchmark.memory import PeakMemory
+    from benchmark.training import fit
+
+    method = build_method(cell)
+    # Some CUDA kernels have no deterministic twin: they warn, and the bit-identity promise is then the warning's to
+    # break.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    fabric = Fabric(accelerator="auto", devices=1, precision=cell.protocol.precision)
+    data = _data(cell.dataset, cell.protocol.split, str(fabric.device))
+    key = cell.key()
+    checkpoint = work / "checkpoint.ckpt" if work is not None else None
+    with PeakMemory(fabric.device) as memory:
+        try:
+            result = fit(method, data.parts, cell.protocol, cell.seed, fabric=fabric, checkpoint=checkpoint)
+        except EquipoiseError as error:
+            raise type(error)(f"{cell.describe()}: {error}") from error
+    return {
+        "schema": RESULT_SCHEMA,
+        "key": key,
+        "cell": cell.identity(),
+        "options": method.options.model_dump(mode="json"),
+        "modalities": list(method.task.modalities),
+        "classes": method.task.classes,
+        "epochs": result.epochs,
+        "balance_factor": result.epochs[-1]["balance_factor"],
+        "steps": result.steps,
+        "cost": {
+            "forward": result.passes.forward,
+            "backward": result.passes.backward,
+            "relative": result.passes.relative,
+            "seconds": result.seconds,
+            "peak_memory_bytes": memory.peak,
+        },
+        "provenance": {**provenance(), "device": device_name(fabric)},
+    }
+
+
+@cache
+def _commit() -> tuple[str | None, bool | None]:
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(SOURCE_ROOT), *arguments], check=True, capture_output=True, text=True, timeout=20
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.SubprocessError):
+        return None, None
+
+
+def provenance() -> dict[str, Any]:
+    """Return what produced a record: commit, whether the tree was dirty, versions, time."""
+    commit, dirty = _commit()
+    versions = {"python": platform.python_version(), **{name: version(name) for name in _VERSIONED}}
+    return {
+        "commit": commit,
+        "dirty": dirty,
+        "versions": versions,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def device_name(fabric: Fabric) -> str:
+    """Return the kind and name of the device that trained."""
+    import torch
+
+    if fabric.device.type == "cuda":
+        return f"cuda: {torch.cuda.get_device_name(fabric.device)}"
+    return f"cpu: {platform.machine()}"

@@ -1,0 +1,48 @@
+"""What a method is asked to learn, without the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from benchmark.fusion import Concat, Fusion
+from benchmark.model import MultimodalModel
+
+
+@dataclass(frozen=True)
+class Task:
+    """Modalities, classes and how to build their encoders and fusion.
+
+    `backbone` maps (modality, shape of one sample) to an encoder that states its number of features as `width`.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    classes: int
+    epochs: int
+    backbone: Callable[[str, tuple[int, ...]], nn.Module]
+    fusion: type[Fusion] = Concat
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of the modalities, in the dataset's order."""
+        return tuple(self.shapes)
+
+    @cached_property
+    def widths(self) -> dict[str, int]:
+        """Features d_m of each modality's encoder, found without allocating one."""
+        with torch.device("meta"):
+            return {name: int(self.backbone(name, shape).width) for name, shape in self.shapes.items()}  # type: ignore[arg-type]
+
+    def encoders(self) -> dict[str, nn.Module]:
+        """Build one fresh encoder per modality."""
+        return {name: self.backbone(name, shape) for name, shape in self.shapes.items()}
+
+    def build_model(
+        self, unimodal_heads: bool = False, model_class: type[MultimodalModel] = MultimodalModel
+    ) -> MultimodalModel:
+        """Build a freshly initialised model from the current random state."""
+        return model_class(self.encoders(), self.fusion, self.classes, unimodal_heads)

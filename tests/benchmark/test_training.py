@@ -1,0 +1,179 @@
+"""The loop: what it computes, what a seed fixes, and that an interrupted run loses nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from baselines.joint import Joint
+from benchmark.conformance_task import Widths, check_parts, check_task
+from benchmark.context import Context, Forward
+from benchmark.data import Batch
+from benchmark.errors import CellError
+from benchmark.method import Method
+from benchmark.protocol import Optimizer, Protocol, Schedule
+from benchmark.training import Fit, fit, initialised, learning_rate
+
+TASK = check_task(2, Widths.UNEQUAL)
+PARTS = check_parts(2)
+
+
+def protocol(**changes: Any) -> Protocol:
+    return Protocol(**{"epochs": 4, "batch_size": 12, "optimizer": Optimizer(lr=0.05), **changes})
+
+
+def joint() -> Joint:
+    return Joint(Joint.Options(), TASK)
+
+
+def bare_loop(epochs: int, clip_norm: float | None = None) -> dict[str, Tensor]:
+    """Joint training as anybody would write it, with our initialisation and batch order."""
+    from benchmark import seeding
+
+    method = joint()
+    model = initialised(method, 0).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
+    for epoch in range(epochs):
+        for batch in PARTS["train"].batches(12, order=seeding.generator(0, "order", "", epoch, 0)):
+            optimizer.zero_grad()
+            loss = functional.cross_entropy(model.classify(model.encode(batch.inputs)), batch.labels)
+            loss.backward()
+            if clip_norm:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+            optimizer.step()
+    return model.state_dict()
+
+
+def equal(run: Fit, state: dict[str, Tensor]) -> bool:
+    own = run.model.state_dict()
+    return all(torch.equal(value, own[name]) for name, value in state.items())
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.1])
+def test_joint_training_is_the_bare_loop_bit_for_bit(clip_norm: float | None) -> None:
+    assert equal(fit(joint(), PARTS, protocol(clip_norm=clip_norm), 0), bare_loop(4, clip_norm))
+
+
+def test_every_epoch_records_validation_test_and_diagnostics() -> None:
+    run = fit(joint(), PARTS, protocol(), 0)
+    assert [record["epoch"] for record in run.epochs] == [0, 1, 2, 3]
+    for record in run.epochs:
+        for part in ("val", "test"):
+            assert set(record[part]) == {"accuracy", "macro_f1", "loss", "unimodal"}
+            assert set(record[part]["unimodal"]) == {"m0", "m1"}
+        assert -1 <= record["balance_factor"] <= 1
+    assert run.steps == 4 * 4
+    assert run.epochs[-1]["loss"] < run.epochs[0]["loss"]
+
+
+class NoisyJoint(Joint):
+    """Joint training that spends random numbers in a hook."""
+
+    def start_epoch(self, ctx: Context) -> None:
+        torch.randn(10, generator=ctx.generator)
+
+
+def test_a_random_draw_in_a_method_moves_neither_initialisation_nor_order() -> None:
+    plain = fit(joint(), PARTS, protocol(), 0)
+    noisy = fit(NoisyJoint(Joint.Options(), TASK), PARTS, protocol(), 0)
+    assert equal(noisy, plain.model.state_dict())
+
+
+def test_seeds_differ_and_leave_the_callers_random_state_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    first = fit(joint(), PARTS, protocol(), 0)
+    assert torch.rand(1) == expected
+    assert not equal(fit(joint(), PARTS, protocol(), 1), first.model.state_dict())
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_a_run_killed_in_any_epoch_resumes_to_the_same_bits(tmp_path: Path, stop: int, optimizer: str) -> None:
+    recipe = protocol(optimizer=Optimizer(name=optimizer, lr=0.01), schedule=Schedule(name="cosine"))
+    whole = fit(joint(), PARTS, recipe, 0)
+
+    def kill(record: dict[str, Any]) -> None:
+        if record["epoch"] == stop:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        fit(joint(), PARTS, recipe, 0, checkpoint=tmp_path / "c.ckpt", checkpoint_seconds=0, on_epoch=kill)
+    seen: list[int] = []
+    resumed = fit(
+        joint(), PARTS, recipe, 0, checkpoint=tmp_path / "c.ckpt", on_epoch=lambda record: seen.append(record["epoch"])
+    )
+    assert seen == list(range(stop, 4))
+    assert resumed.epochs == whole.epochs
+    assert (resumed.passes, resumed.steps) == (whole.passes, whole.steps)
+    assert equal(resumed, whole.model.state_dict())
+
+
+class Exploding(Joint):
+    """A loss that becomes infinite in the second epoch."""
+
+    def losses(self, forward: Forward, batch: Batch, ctx: Context) -> dict[str, Tensor]:
+        losses = super().losses(forward, batch, ctx)
+        return {"fused": losses["fused"] * (float("inf") if ctx.epoch == 1 else 1.0)}
+
+
+def test_a_non_finite_loss_ends_the_cell_with_one_sentence() -> None:
+    with pytest.raises(
+        CellError, match=r"loss became (inf|nan) in epoch 2 of 4 \(learning rate 0\.05\)\. Lower the learning"
+    ):
+        fit(Exploding(Joint.Options(), TASK), PARTS, protocol(), 0)
+
+
+def test_schedules() -> None:
+    cosine, step = Schedule(name="cosine"), Schedule(name="step", every=2, gamma=0.5)
+    assert [learning_rate(1.0, cosine, e, 4) for e in range(4)] == pytest.approx(
+        [1.0, 0.853553, 0.5, 0.146447], abs=1e-6
+    )
+    assert [learning_rate(1.0, step, e, 4) for e in range(4)] == [1.0, 1.0, 0.5, 0.5]
+    assert learning_rate(1.0, Schedule(), 3, 4) == 1.0
+
+
+class Doubled(Method):
+    """Doubles every feature gradient: with plain SGD the encoders move twice as far, the head does not."""
+
+    info = Joint.info
+
+    def modulate_features(
+        self, gradients: dict[str, Tensor], forward: Forward, batch: Batch, ctx: Context
+    ) -> dict[str, Tensor]:
+        return {name: 2 * gradient for name, gradient in gradients.items()}
+
+
+def test_modulated_features_reach_the_encoders_and_leave_the_head() -> None:
+    recipe = protocol(epochs=1, batch_size=64, optimizer=Optimizer(lr=0.01, momentum=0, weight_decay=0))
+    start = initialised(joint(), 0).state_dict()
+    plain = fit(joint(), PARTS, recipe, 0).model.state_dict()
+    doubled = fit(Doubled(Method.Options(), TASK), PARTS, recipe, 0).model.state_dict()
+    name = "encoders.m0.project.weight"
+    torch.testing.assert_close(doubled[name] - start[name], 2 * (plain[name] - start[name]), rtol=1e-3, atol=1e-7)
+    assert torch.equal(doubled["head.weight"], plain["head.weight"])
+
+
+def test_bfloat16_trains_with_float32_gradients_at_the_features() -> None:
+    seen: set[torch.dtype] = set()
+
+    class Watching(Joint):
+        def modulate_features(
+            self, gradients: dict[str, Tensor], forward: Forward, batch: Batch, ctx: Context
+        ) -> dict[str, Tensor]:
+            seen.update(gradient.dtype for gradient in gradients.values())
+            return gradients
+
+    run = fit(Watching(Joint.Options(), TASK), PARTS, protocol(precision="bf16-mixed"), 0)
+    assert seen == {torch.float32}
+    assert run.epochs[-1]["loss"] < run.epochs[0]["loss"]
