@@ -1,0 +1,1 @@
+"""The proposed methods, one file each."""
