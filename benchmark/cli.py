@@ -1,0 +1,307 @@
+"""`equipoise`: the command line. Commands import what they need themselves, so that listing stays instant."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from benchmark.errors import EquipoiseError, UsageError
+
+if TYPE_CHECKING:
+    from benchmark.protocol import Cell, Experiment
+
+INTERRUPTED = 130
+FORMATS = {"md": "md", "csv": "csv", "json": "json", "latex": "tex"}
+KINDS = ("methods", "baselines", "datasets", "backbones", "fusions", "experiments")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns 0 all well, 1 some cell failed, 2 the call was wrong, 130 interrupted."""
+    try:
+        return cli.main(arguments, prog_name="equipoise", standalone_mode=False) or 0
+    except click.Abort:
+        click.echo("Interrupted.", err=True)
+        return INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except EquipoiseError as error:
+        click.echo(f"Error: {error}", err=True)
+        return error.exit_status
+    except OSError as error:
+        from benchmark.store import disk_full, storage_error
+
+        if not disk_full(error):
+            raise
+        click.echo(f"Error: {storage_error(error, error.filename or 'a file')}", err=True)
+        return EquipoiseError.exit_status
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="equipoise")
+def cli() -> None:
+    """Benchmark suite for balanced multimodal learning."""
+
+
+@cli.command("list")
+@click.argument("kind", type=click.Choice(KINDS))
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def list_names(kind: str, as_json: bool) -> None:
+    """Show what is registered: name, kind, where from, first line of its docstring."""
+    items = list(_experiments() if kind == "experiments" else _registered(kind))
+    if as_json:
+        click.echo(json.dumps(items, indent=2))
+        return
+    widths = {column: max((len(item[column]) for item in items), default=0) for column in ("name", "kind", "origin")}
+    for item in items:
+        start = "  ".join(item[column].ljust(width) for column, width in widths.items())
+        click.echo(f"{start}  {item['description']}".rstrip())
+
+
+def _registered(kind: str) -> Iterator[dict[str, str]]:
+    from benchmark.registry import registries
+
+    registry = registries()["methods" if kind == "baselines" else kind]
+    for name in registry.names():
+        entry = registry.entry(name)
+        if kind != "baselines" or entry.kind == "baseline":
+            yield {
+                "name": name,
+                "kind": entry.kind,
+                "origin": entry.origin,
+                "description": entry.description(),
+            }
+
+
+def _experiments() -> Iterator[dict[str, str]]:
+    from benchmark.experiments import experiment_names, load_experiment
+    from benchmark.paths import PARAMS_FILE
+
+    for name in experiment_names():
+        yield {
+            "name": name,
+            "kind": "experiment",
+            "origin": PARAMS_FILE,
+            "description": load_experiment(name).title,
+        }
+
+
+@cli.command()
+@click.argument("dataset")
+def fetch(dataset: str) -> None:
+    """Download a dataset's files and verify them (EQUIPOISE_MIRROR: a folder to look at first)."""
+    from benchmark.fetch import console_progress
+    from benchmark.fetch import fetch as fetch_sources
+    from benchmark.paths import data_home
+    from benchmark.registry import DATASETS
+
+    with console_progress() as progress:
+        found = fetch_sources(DATASETS.load(dataset), data_home() / "raw" / dataset, progress=progress)
+    for verification in found:
+        click.echo(str(verification))
+    if not found:
+        click.echo(f"{dataset} needs no download.")
+
+
+@cli.command()
+@click.argument("dataset")
+def prepare(dataset: str) -> None:
+    """Turn a dataset's verified files into the prepared form."""
+    from benchmark.preparation import prepare as prepare_dataset
+
+    prepared = prepare_dataset(dataset, say=click.echo)
+    click.echo(f"{dataset} is prepared in {prepared.folder}.")
+
+
+def _parsed(_context: click.Context, _parameter: click.Parameter, settings: tuple[str, ...]) -> dict[str, Any]:
+    """Read `option=value` pairs; values are YAML, as in params.yaml."""
+    import yaml
+
+    options = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not (name and equals):
+            raise click.BadParameter(f"{setting!r} is not of the form option=value.")
+        try:
+            options[name] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise click.BadParameter(f"{setting!r}: the value is no YAML: {' '.join(str(error).split())}") from None
+    return options
+
+
+@cli.command()
+@click.option("--dataset", required=True)
+@click.option("--method", required=True)
+@click.option("--backbone", help="Default: the experiment's first.")
+@click.option("--fusion", help="Default: the experiment's first.")
+@click.option("--seeds", type=click.IntRange(min=1), help="Number of seeds, from 0. Default: the experiment's.")
+@click.option(
+    "--set",
+    "options",
+    multiple=True,
+    callback=_parsed,
+    metavar="OPTION=VALUE",
+    help="An option of the method.",
+)
+@click.option("--experiment", default="digits", show_default=True, help="Whose protocol to follow.")
+def run(
+    dataset: str,
+    method: str,
+    backbone: str | None,
+    fusion: str | None,
+    seeds: int | None,
+    options: dict[str, Any],
+    experiment: str,
+) -> int:
+    """Train one method on one dataset and show its test metrics."""
+    from benchmark.experiments import load_experiment
+    from benchmark.grid import complete
+    from benchmark.protocol import Cell
+    from benchmark.registry import BACKBONES, DATASETS, FUSIONS, METHODS
+    from benchmark.store import Store
+
+    recipe = load_experiment(experiment)
+    names = {
+        "dataset": DATASETS.entry(dataset).name,
+        "method": METHODS.entry(method).name,
+        "backbone": BACKBONES.entry(backbone or recipe.backbones[0]).name,
+        "fusion": FUSIONS.entry(fusion or recipe.fusions[0]).name,
+    }
+    cells = [
+        Cell(**names, options=options, protocol=recipe.protocol, seed=seed) for seed in range(seeds or recipe.seeds)
+    ]
+    store = Store()
+    tally = complete(cells, f"{dataset}/{method}", store=store)
+    for line in _scores(recipe, [(cell, store.read(cell)) for cell in cells]):
+        click.echo(line)
+    return tally.exit_status
+
+
+def _scores(recipe: Experiment, results: Sequence[tuple[Cell, dict[str, Any] | None]]) -> Iterator[str]:
+    """Yield the experiment's metrics of every finished cell."""
+    from benchmark.scores import score
+
+    rule = recipe.selection
+    yield f"Test metrics, epoch selected by {rule}:"
+    for cell, record in results:
+        if record is not None:
+            found = {metric: score(record, metric, rule) for metric in recipe.metrics}
+            numbers = "  ".join(f"{name} {'-' if value is None else f'{value:.2f}'}" for name, value in found.items())
+            yield f"seed {cell.seed}  {numbers}"
+
+
+@cli.command()
+@click.argument("experiment")
+@click.option("--executor", type=click.Choice(["local"]), default="local", show_default=True)
+@click.option("-j", "--jobs", type=click.IntRange(min=1), help="Worker processes. Default: one per core.")
+@click.option("--method", "methods", multiple=True, help="Only this method's cells; may be repeated.")
+def grid(experiment: str, executor: str, jobs: int | None, methods: tuple[str, ...]) -> int:
+    """Train every cell of an experiment that has no result yet."""
+    from benchmark.experiments import load_experiment
+    from benchmark.grid import fill
+
+    return fill(load_experiment(experiment), methods, jobs, executor=executor)
+
+
+@cli.command()
+@click.argument("experiment", required=False)
+def status(experiment: str | None) -> int:
+    """Count the cells that are done, running, failed, stale (their sources changed) or missing."""
+    from tabulate import tabulate
+
+    from benchmark.experiments import experiment_names, load_experiment
+    from benchmark.store import State, Store
+
+    store = Store()
+    failed = False
+    for name in [experiment] if experiment else experiment_names():
+        loaded = load_experiment(name)
+        lines, reasons = [], []
+        for row in loaded.rows():
+            cells = [loaded.cell(row, column, seed) for column in loaded.columns() for seed in range(loaded.seeds)]
+            found = [store.status(cell) for cell in cells]
+            lines.append([row.label, *(sum(item.state is state for item in found) for state in State)])
+            reasons += [
+                f"failed: {cell.describe()}: {item.reason}"
+                for cell, item in zip(cells, found, strict=True)
+                if item.state is State.FAILED
+            ]
+        totals = ["all", *(sum(column) for column in zip(*(line[1:] for line in lines), strict=True))]
+        click.echo(tabulate([*lines, totals], [name, *State], "simple"))
+        click.echo("".join(f"{reason}\n" for reason in reasons))
+        failed = failed or bool(reasons)
+    return int(failed)
+
+
+@cli.command()
+@click.argument("experiment")
+@click.option("--format", "form", type=click.Choice(list(FORMATS)), default="md", show_default=True)
+@click.option(
+    "--selection",
+    type=click.Choice(["best_val", "last", "best_test"]),
+    help="Default: the experiment's rule.",
+)
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), help="Also write all formats into this folder."
+)
+@click.option(
+    "--against",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Compare with this table (JSON), cell by cell.",
+)
+def table(experiment: str, form: str, selection: Any, out: Path | None, against: Path | None) -> None:
+    """Print an experiment's table from the cells that are finished."""
+    from benchmark.experiments import load_experiment
+    from benchmark.published import published_for
+    from benchmark.rendering import render
+    from benchmark.store import Store
+    from benchmark.tables import build_table
+
+    loaded, store = load_experiment(experiment), Store()
+    cells = list(loaded.cells())
+    built = build_table(loaded, store.records(cells), selection, published_for(loaded), store.failures(cells))
+    click.echo(render(built, form))  # type: ignore[arg-type]
+    texts = {f"{experiment}.{suffix}": render(built, name) for name, suffix in FORMATS.items()} if out else {}  # type: ignore[arg-type]
+    if against:
+        from benchmark.reference import compare_tables, load_table
+
+        match = compare_tables(json.loads(render(built, "json")), load_table(against))
+        click.echo(match.to_markdown())
+        texts[f"{experiment}_reference.md"] = match.to_markdown()
+    if out:
+        from benchmark.store import write_atomically
+
+        for name, text in texts.items():
+            write_atomically(out / name, text)
+
+
+@cli.command()
+@click.argument("methods", nargs=-1, metavar="[METHOD]...")
+@click.option("--all", "every", is_flag=True, help="Every registered method.")
+def check(methods: tuple[str, ...], every: bool) -> int:
+    """Check that methods keep the contract; prints one record per check."""
+    from benchmark.registry import METHODS
+
+    if every == bool(methods):
+        raise UsageError(f"Name the methods to check, or give --all. Known: {', '.join(METHODS.names())}.")
+    names = [METHODS.entry(name).name for name in methods]
+    from benchmark.conformance import run as run_checks
+
+    return run_checks(names)
+
+
+@cli.command()
+def bench() -> int:
+    """Measure the cost per step of every method against joint training and bare PyTorch."""
+    from benchmark.bench import run as run_bench
+
+    return run_bench()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

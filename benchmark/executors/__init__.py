@@ -1,0 +1,58 @@
+"""Where tasks run: an executor is one function that yields unordered outcomes.
+
+The callers know neither processes nor queues; another place to run is another module here and one line in
+`EXECUTORS`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar, cast
+
+from benchmark.errors import unknown_name
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+EXECUTORS = {"local": "benchmark.executors.local:run"}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a task has no value: the exception's class name or `WorkerDied`, its message, its traceback."""
+
+    kind: str
+    message: str
+    traceback: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[T, R]):
+    """A task with what the function returned, or with its failure."""
+
+    task: T
+    result: R | Failure
+
+
+Outcomes: TypeAlias = Generator[Outcome[T, R], None, None]
+
+
+class Executor(Protocol):
+    """Calls `function` on every task, at most `jobs` at a time, and yields outcomes as they come.
+
+    `function` and the tasks are picklable. Closing the generator stops what is running; a process that dies
+    fails its own task and no other.
+    """
+
+    def __call__(self, function: Callable[[Any], Any], tasks: Sequence[Any], *, jobs: int) -> Outcomes[Any, Any]:
+        """Start the generator."""
+
+
+def load(name: str) -> Executor:
+    """Return the executor of that name; raises UsageError with the list for an unknown one."""
+    if name not in EXECUTORS:
+        raise unknown_name("executor", name, EXECUTORS)
+    module, _, attr = EXECUTORS[name].partition(":")
+    return cast("Executor", getattr(importlib.import_module(module), attr))

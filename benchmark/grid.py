@@ -1,0 +1,316 @@
+"""Fill the store: find the cells without a result, train them on an executor, store what comes back."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from benchmark import executors
+from benchmark.errors import CellError, UsageError
+from benchmark.executors import Failure, Outcomes
+from benchmark.protocol import Cell, Experiment, canonical, digest
+from benchmark.registry import DATASETS
+from benchmark.run import check_cell, run_cell
+from benchmark.store import (
+    CorruptResultError,
+    StorageError,
+    Store,
+    disk_full,
+    storage_error,
+    write_atomically,
+)
+from benchmark.version import PROTOCOL_VERSION
+
+INTERRUPTED = 130
+POLL_SECONDS = 0.5
+"""How often cells that another grid trains are looked at."""
+
+Train = Callable[[Cell, Path], dict[str, Any]]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a worker says of a cell: `busy`, another grid trains it; `storage`, results cannot be written."""
+
+    kind: Literal["done", "busy", "storage"]
+    message: str = ""
+
+
+@dataclass
+class Tally:
+    """What became of the cells of a grid: finished before, finished now, failed with their reasons."""
+
+    total: int
+    skipped: int = 0
+    done: int = 0
+    failed: list[tuple[Cell, str]] = field(default_factory=list)
+    interrupted: bool = False
+
+    @property
+    def exit_status(self) -> int:
+        """0 when every cell is finished, 1 when some failed, 130 after Ctrl-C."""
+        return INTERRUPTED if self.interrupted else int(bool(self.failed))
+
+
+def default_jobs() -> int:
+    """Return the number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def fill(
+    experiment: Experiment,
+    methods: Sequence[str] = (),
+    jobs: int | None = None,
+    *,
+    executor: str = "local",
+    train: Train = run_cell,
+) -> int:
+    """Finish an experiment's cells, or those of the named methods, and return the exit status.
+
+    A whole grid that is finished is described in `results/grids/<experiment>.json`. Raises UsageError before
+    anything starts when a method is no row of the experiment or any row's options are wrong.
+    """
+    known = dict.fromkeys(row.method for row in experiment.rows())
+    for method in methods:
+        if method not in known:
+            raise UsageError(
+                f"Experiment {experiment.name!r} has no method {method!r}. Its methods: {', '.join(known)}."
+            )
+    store = Store()
+    cells = experiment.cells(tuple(methods))
+    tally = complete(cells, experiment.name, jobs, executor=executor, train=train, store=store)
+    if not methods and tally.exit_status == 0:
+        write_atomically(
+            store.root / "grids" / f"{experiment.name}.json",
+            json.dumps(description(experiment), indent=2) + "\n",
+        )
+    return tally.exit_status
+
+
+def description(experiment: Experiment) -> dict[str, Any]:
+    """Return what all rows of a grid share: a change of it changes every row, and nothing else does."""
+    return {
+        "experiment": experiment.name,
+        "protocol_version": PROTOCOL_VERSION,
+        "protocol": digest(experiment.protocol.model_dump(mode="json")),
+        "datasets": {name: DATASETS.entry(name).source_digest() for name in experiment.datasets},
+        "backbones": list(experiment.backbones),
+        "fusions": list(experiment.fusions),
+        "seeds": experiment.seeds,
+    }
+
+
+def complete(
+    cells: Iterable[Cell],
+    name: str,
+    jobs: int | None = None,
+    *,
+    executor: str = "local",
+    train: Train = run_cell,
+    store: Store | None = None,
+) -> Tally:
+    """Train those cells that have no result and say what became of them; Ctrl-C keeps what is finished.
+
+    Raises UsageError for a cell that cannot run, before the first one starts, and StorageError when results
+    cannot be written.
+    """
+    jobs = jobs or default_jobs()
+    execute = executors.load(executor)
+    store = store or Store()
+    started = time.monotonic()
+    wanted = {store.key(cell): cell for cell in cells}
+    missing = _missing(store, wanted)
+    tally = Tally(len(wanted), skipped=len(wanted) - len(missing))
+    if not missing:
+        click.echo(f"{name}: all {tally.total} cells are finished.")
+        return tally
+    _validate(missing.values())
+    _prepare(missing.values())
+    try:
+        with _display(name, tally) as say:
+            _train(store, missing, tally, say, partial(execute, partial(work, store.root, train), jobs=jobs))
+    except KeyboardInterrupt:
+        tally.interrupted = True
+    _summarise(name, store, tally, time.monotonic() - started)
+    return tally
+
+
+def work(root: Path, train: Train, task: tuple[Cell, str]) -> Answer:
+    """Train one cell under its lease and store the result. Runs in a worker."""
+    cell, key = task
+    try:
+        store = Store(root)
+        with store.lease(cell) as mine:
+            if not mine:
+                return Answer("busy")
+            _refuse_changed_sources(cell, key)
+            if store.read(cell) is None:
+                record = train(cell, store.work(cell))
+                # Once more: the method's file is read when it is imported, which may have been after an edit.
+                _refuse_changed_sources(cell, key)
+                store.write(cell, record)
+            else:
+                store.clear(cell)
+    except StorageError as error:
+        return Answer("storage", str(error))
+    except OSError as error:
+        if not disk_full(error):
+            raise
+        return Answer("storage", str(storage_error(error, store.work(cell))))
+    return Answer("done")
+
+
+def _refuse_changed_sources(cell: Cell, key: str) -> None:
+    if cell.key() != key:
+        raise CellError(
+            f"The source of method {cell.method!r} or dataset {cell.dataset!r} changed after the grid had "
+            "started. Start the grid again."
+        )
+
+
+def _missing(store: Store, wanted: dict[str, Cell]) -> dict[str, Cell]:
+    """Return the cells without a result; a corrupt result is set aside, so that its cell is one of them."""
+    missing = {}
+    for key, cell in wanted.items():
+        try:
+            finished = store.read(cell) is not None
+        except CorruptResultError as error:
+            click.echo(f"{error} Set aside as {store.set_aside(cell)}.", err=True)
+            finished = False
+        if finished and store.work(cell).exists():
+            store.clear(cell)
+        if not finished:
+            missing[key] = cell
+    return missing
+
+
+def _validate(cells: Iterable[Cell]) -> None:
+    """Check every row and column group once; raises one UsageError with all refusals."""
+    rows = {canonical({**cell.identity(), "seed": 0}): cell for cell in cells}
+    refusals = []
+    for cell in rows.values():
+        try:
+            check_cell(cell)
+        except UsageError as error:
+            refusals.append(str(error))
+    if refusals:
+        raise UsageError("\n".join(refusals))
+
+
+def _prepare(cells: Iterable[Cell]) -> None:
+    """Prepare datasets that need no download; raises DataError for one that was not fetched and prepared."""
+    from benchmark.preparation import obtain
+
+    for name in sorted({cell.dataset for cell in cells}):
+        obtain(name)
+
+
+def _train(
+    store: Store,
+    missing: dict[str, Cell],
+    tally: Tally,
+    say: Say,
+    execute: Callable[[list[tuple[Cell, str]]], Outcomes[tuple[Cell, str], Answer]],
+) -> None:
+    """Hand out cells until each is finished or has failed; cells of a grid beside this one are waited for."""
+    pending, elsewhere = dict(missing), dict[str, Cell]()
+    while pending or elsewhere:
+        tasks = [(cell, key) for key, cell in pending.items()]
+        with closing(execute(tasks)) as outcomes:
+            for outcome in outcomes:
+                cell, key = outcome.task
+                if isinstance(outcome.result, Failure):
+                    _record_failure(store, cell, outcome.result, tally, say)
+                elif outcome.result.kind == "storage":
+                    raise StorageError(outcome.result.message)
+                elif outcome.result.kind == "busy":
+                    elsewhere[key] = cell
+                else:
+                    tally.done += 1
+                    say(f"finished {cell.describe()}")
+        pending = {}
+        while elsewhere and not pending:
+            pending = _returned(store, elsewhere, tally, say)
+            if elsewhere and not pending:
+                time.sleep(POLL_SECONDS)
+
+
+def _record_failure(store: Store, cell: Cell, failure: Failure, tally: Tally, say: Say) -> None:
+    store.fail(cell, failure.kind, failure.message, failure.traceback)
+    # A CellError names its cell itself; what follows a first line is in the record.
+    reason = failure.message.removeprefix(f"{cell.describe()}: ").partition("\n")[0]
+    if failure.kind != CellError.__name__:
+        reason = f"{failure.kind}: {reason}"
+    tally.failed.append((cell, reason))
+    say(f"failed {cell.describe()}: {reason}")
+
+
+def _returned(store: Store, elsewhere: dict[str, Cell], tally: Tally, say: Say) -> dict[str, Cell]:
+    """Count and drop the cells that the other grid has finished; drop and return those that it gave up."""
+    free = {}
+    for key, cell in list(elsewhere.items()):
+        if store.read(cell) is not None:
+            tally.done += 1
+            say(f"finished elsewhere {cell.describe()}")
+            del elsewhere[key]
+        elif not store.running(cell):
+            free[key] = elsewhere.pop(key)
+    return free
+
+
+@contextmanager
+def _display(name: str, tally: Tally) -> Iterator[Say]:
+    """One progress display on standard error: a bar in a terminal, a line per cell elsewhere."""
+    total = tally.total - tally.skipped
+    click.echo(f"{name}: {total} of {tally.total} cells to train.", err=True)
+    if not sys.stderr.isatty():
+        yield lambda message: click.echo(f"[{tally.done + len(tally.failed)}/{total}] {message}", err=True)
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task(name, total=total)
+
+        def say(message: str) -> None:
+            progress.update(bar, completed=tally.done + len(tally.failed))
+            if message.startswith("failed"):
+                progress.console.print(message, style="red", markup=False, highlight=False)
+
+        yield say
+
+
+def _summarise(name: str, store: Store, tally: Tally, seconds: float) -> None:
+    for cell, reason in tally.failed:
+        click.echo(f"failed: {cell.describe()}: {reason} See {store.work(cell) / 'error.json'}.", err=True)
+    left = tally.total - tally.skipped - tally.done - len(tally.failed)
+    counts = f"{tally.skipped} finished before, {tally.done} finished now, {len(tally.failed)} failed"
+    if tally.interrupted:
+        click.echo(f"{name}: interrupted: {counts}, {left} left. Give the same command again to go on.")
+    else:
+        click.echo(f"{name}: {tally.total} cells: {counts} ({seconds:.0f} s).")

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmark.errors import CellError, SchemaError
+from benchmark.protocol import Cell
+from benchmark.store import CorruptResultError, State, StorageError, Store, write_atomically
+from benchmark.version import RESULT_SCHEMA
+from tests.benchmark.fake_cells import cell, not_finite, record
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "results")
+
+
+def files(store: Store) -> list[str]:
+    return sorted(str(path.relative_to(store.root)) for path in store.root.rglob("*") if path.is_file())
+
+
+def test_a_result_lies_under_dataset_backbone_method_and_key(store: Store) -> None:
+    path = store.write(cell(), record(cell()))
+    assert path.relative_to(store.root).as_posix() == f"cells/digits/small/joint/{cell().key()}.json"
+
+
+def test_what_is_read_is_what_was_written_with_schema_key_and_cell(store: Store) -> None:
+    store.write(cell(), record(cell()))
+    expected = {**record(cell()), "schema": RESULT_SCHEMA, "key": cell().key(), "cell": cell().identity()}
+    assert store.read(cell()) == expected
+    assert store.read(cell(seed=1)) is None
+
+
+def test_a_finished_cell_leaves_nothing_but_its_result(store: Store) -> None:
+    store.fail(cell(), "CellError", "Training loss became nan.")
+    with store.lease(cell()) as mine:
+        assert mine
+        (store.work(cell()) / "checkpoint.ckpt").touch()
+        path = store.write(cell(), record(cell()))
+    assert files(store) == [str(path.relative_to(store.root))]
+
+
+def test_the_same_record_gives_the_same_bytes(store: Store) -> None:
+    before = store.write(cell(), record(cell())).read_bytes()
+    reordered = dict(reversed(record(cell()).items()))
+    assert store.write(cell(), reordered).read_bytes() == before
+
+
+def test_a_record_that_is_not_finite_is_refused(store: Store) -> None:
+    with pytest.raises(CellError, match="digits/small/concat/joint seed 0: the record holds a number that is not"):
+        store.write(cell(), not_finite(cell(), store.work(cell())))
+    assert files(store) == []
+
+
+@pytest.mark.parametrize("content", ["", '{"schema": 1, "ke', "[1, 2]", "null", '{"key": "x"}', "\x00\x01"])
+def test_a_truncated_or_corrupt_result_is_named(store: Store, content: str) -> None:
+    path = store.write(cell(), record(cell()))
+    path.write_text(content)
+    with pytest.raises(CorruptResultError, match=f"{path}.*Run its grid again"):
+        store.read(cell())
+    assert store.status(cell()).state is State.FAILED
+
+
+def test_a_result_under_another_name_is_corrupt(store: Store) -> None:
+    path = store.write(cell(), record(cell()))
+    other = store.path(cell(seed=1))
+    path.rename(other)
+    with pytest.raises(CorruptResultError, match=f"holds the record of key '{cell().key()}'"):
+        store.read(cell(seed=1))
+
+
+def test_a_result_that_is_set_aside_is_kept(store: Store) -> None:
+    path = store.write(cell(), record(cell()))
+    path.write_text("half")
+    kept = store.set_aside(cell())
+    assert kept.read_text() == "half"
+    assert store.read(cell()) is None
+    store.write(cell(), record(cell()))
+    assert kept.exists()
+
+
+def test_a_newer_schema_is_refused_with_what_was_found_and_what_to_do(store: Store) -> None:
+    path = store.write(cell(), record(cell()))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": RESULT_SCHEMA + 1}))
+    message = f"{path} has schema {RESULT_SCHEMA + 1}; this version reads up to {RESULT_SCHEMA}. Upgrade"
+    with pytest.raises(SchemaError, match=message):
+        store.read(cell())
+
+
+def test_a_failure_says_what_when_and_how_often(store: Store) -> None:
+    store.fail(cell(), "CellError", "Training loss became nan.", "Traceback ...")
+    path = store.fail(cell(), "ValueError", "two is refused", "Traceback of the second")
+    error = json.loads(path.read_text())
+    assert path == store.work(cell()) / "error.json"
+    assert (error["class"], error["message"]) == ("ValueError", "two is refused")
+    assert error["error"] == "ValueError: two is refused"
+    assert error["traceback"] == "Traceback of the second"
+    assert error["attempts"] == 2
+    assert error["cell"] == cell().identity()
+    assert error["time"].startswith("20")
+    assert store.failures([cell(), cell(seed=1)]) == [error]
+
+
+def test_a_failure_never_counts_as_done(store: Store) -> None:
+    store.fail(cell(), "CellError", "Training loss became nan.")
+    assert store.read(cell()) is None
+    assert store.records([cell()]) == []
+    status = store.status(cell())
+    assert (status.state, status.reason) == (State.FAILED, "CellError: Training loss became nan.")
+
+
+def test_states_done_running_failed_missing(store: Store) -> None:
+    done, running, failed, missing = (cell(seed) for seed in range(4))
+    store.write(done, record(done))
+    store.fail(failed, "CellError", "diverged")
+    with store.lease(running):
+        states = [store.status(item).state for item in (done, running, failed, missing)]
+    assert states == [State.DONE, State.RUNNING, State.FAILED, State.MISSING]
+    assert store.status(running).state is State.MISSING
+
+
+def test_a_failed_cell_that_is_tried_again_is_running(store: Store) -> None:
+    store.fail(cell(), "CellError", "diverged")
+    with store.lease(cell()):
+        assert store.status(cell()).state is State.RUNNING
+    assert store.status(cell()).state is State.FAILED
+
+
+def test_a_result_of_other_sources_is_stale(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.write(cell(), record(cell()))
+    monkeypatch.setattr(Cell, "key", lambda _self: "f" * 64)
+    edited = Store(store.root)
+    assert edited.status(cell()).state is State.STALE
+    assert edited.status(cell(seed=1)).state is State.MISSING
+    assert edited.read(cell()) is None
+
+
+def test_a_lease_is_held_by_one_at_a_time(store: Store) -> None:
+    with store.lease(cell()) as first:
+        with store.lease(cell(), seconds=0) as second:
+            assert (first, second) == (True, False)
+        with store.lease(cell(seed=1), seconds=0) as other:
+            assert other
+    with store.lease(cell(), seconds=0) as again:
+        assert again
+
+
+def test_looking_at_a_cell_does_not_create_anything(store: Store) -> None:
+    assert store.status(cell()).state is State.MISSING
+    assert not store.root.exists()
+
+
+def test_a_full_disk_ends_in_one_sentence_and_keeps_what_is_there(store: Store) -> None:
+    finished = store.write(cell(), record(cell()))
+    store.work(cell(seed=1)).mkdir(parents=True)
+    (store.work(cell(seed=1)) / "result.json").symlink_to("/dev/full")
+    with pytest.raises(StorageError) as raised:
+        store.write(cell(seed=1), record(cell(seed=1)))
+    assert str(raised.value) == (
+        f"Cannot write {store.path(cell(seed=1))}: the disk is full. Free some space and give the same command again; "
+        "finished cells are kept."
+    )
+    assert raised.value.exit_status == 1
+    assert store.read(cell(seed=1)) is None
+    assert finished.exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "results").write_text("a file where the folder should be")
+    store = Store(tmp_path / "results")
+    with (
+        pytest.raises(StorageError, match=r"Cannot write .*Not a directory. Correct that"),
+        store.lease(cell()),
+    ):
+        pass
+
+
+def test_an_interrupted_write_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "grid.json"
+    write_atomically(target, "old")
+
+    def killed(_descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("benchmark.store.os.fsync", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(target, "new")
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
