@@ -1,0 +1,136 @@
+"""The lines below a table: how to read it, how it was tested, where it comes from, what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from benchmark.comparisons import ALPHA
+from benchmark.scores import Column
+from benchmark.tables import Table
+
+_BEST_VAL = "best_val, the epoch with the best validation accuracy (ties: the earliest)"
+_RULES = {
+    "best_val": _BEST_VAL,
+    "last": "last, the last epoch",
+    "best_test": (
+        f"{_BEST_VAL}; the column that selects on the test part is optimistic, stands there for comparison "
+        "with the literature only and takes no part in any mark"
+    ),
+}
+
+
+def command(table: Table, form: str) -> str:
+    """Return the command that regenerates the table from the finished cells."""
+    return f"equipoise table {table.experiment} --format {form} --selection {table.selection}"
+
+
+def short_names(columns: Sequence[Column]) -> dict[Column, str]:
+    """Return a name per column group from the parts in which the groups differ; empty for a single group."""
+    varying = [place for place in range(3) if len({column[place] for column in columns}) > 1]
+    return {column: " · ".join(column[place] for place in varying) for column in columns}
+
+
+def reasons(table: Table) -> list[str]:
+    """Return the distinct reasons why published numbers are not comparable, in the order of the table."""
+    found = [entry.published.reason for entry in table.entries if entry.published]
+    return list(dict.fromkeys(reason for reason in found if reason))
+
+
+def footer(table: Table) -> list[str]:
+    """Return the lines in plain text, without the command."""
+    return [
+        *_reading(table),
+        *_testing(table),
+        *_setting(table),
+        *_published(table),
+        *_origin(table),
+        *_warnings(table),
+    ]
+
+
+def _reading(table: Table) -> Iterator[str]:
+    yield (
+        f"Mean ± SD (ddof 1) over n = {table.seeds} seeds (0 to {table.seeds - 1}) on the test part. "
+        "Bold: best mean; underlined: second best. (n=k): seeds missing or failed, the entry takes part in "
+        "no comparison."
+    )
+    tags = ", ".join(row.tag for row in table.rows if row.proposed)
+    arrows = f"↓P / ↑P: significantly below / above proposed row P ({tags}). " if tags else ""
+    yield (f"† / ‡: significantly better / worse than {table.reference}. {arrows}≈: not distinguishable from the best.")
+    if table.ranks:
+        yield (
+            f"Mean rank over the {len(table.columns)} column groups (1 is best) of the complete rows, "
+            "with 95 % bounds of a bootstrap over seeds, stratified by row and column group."
+        )
+
+
+def _count(comparisons: int) -> str:
+    return "1 comparison" if comparisons == 1 else f"{comparisons} comparisons"
+
+
+def _testing(table: Table) -> Iterator[str]:
+    measure = table.measures[0].label
+    yield (
+        f"Test: Welch's two-sided t test on {measure}, Holm inside each family and column group, "
+        f"alpha = {ALPHA}. Families declared beforehand: every row against {table.reference} "
+        f"({_count(table.families['reference'])}), proposed against baselines "
+        f"({_count(table.families['proposed'])}). "
+        "≈ is a third family, chosen after looking: every row against the best."
+    )
+    if table.detectable:
+        names, largest = short_names(table.columns), max(table.families.values())
+        found = "; ".join(
+            f"{names[item.column]}{': ' if names[item.column] else ''}{item.single:.2f} by one comparison, "
+            f"{item.family:.2f} at Holm's first step (of {largest})"
+            for item in table.detectable
+        )
+        yield (
+            f"Smallest detectable difference in {measure} (power 0.8, {table.seeds} seeds per arm, pooled SD): {found}."
+        )
+
+
+def _settings(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _settings(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}={'none' if value is None else value}"
+
+
+def _setting(table: Table) -> Iterator[str]:
+    data, backbones, fusions = (
+        ", ".join(dict.fromkeys(column[place] for column in table.columns)) for place in range(3)
+    )
+    protocol = {**table.protocol, "split": table.protocol["split"] or "dataset's default"}
+    yield (f"Data: {data}; backbone: {backbones}; fusion: {fusions}. Protocol: {', '.join(_settings(protocol))}.")
+    yield f"Selection: {_RULES[table.selection]}. Balance factor: at the end of training."
+
+
+def _published(table: Table) -> Iterator[str]:
+    if table.published:
+        yield (f"Published: {table.published} Reproduced: inside our 95 % t interval or within the declared tolerance.")
+        for place, reason in enumerate(reasons(table), 1):
+            yield f"[{place}] Not comparable, {reason}."
+
+
+def _origin(table: Table) -> Iterator[str]:
+    origin = table.origin
+    versions = ", ".join(f"{name} {'/'.join(found)}" for name, found in origin.versions.items())
+    yield (
+        f"Commit: {', '.join(origin.commits) or 'none'}. Versions: {versions or 'none'}. "
+        f"Device: {', '.join(origin.devices) or 'none'}."
+    )
+
+
+def _warnings(table: Table) -> Iterator[str]:
+    if len(table.zero_variance) > 1:
+        yield (
+            f"Warning: zero variance over the seeds in {len(table.zero_variance)} entries "
+            f"({', '.join(table.zero_variance)}). This is usually a seeding bug, and such entries cannot be "
+            "tested against each other."
+        )
+    for item in table.missing:
+        seeds = ", ".join(str(seed) for seed in item.seeds)
+        reason = (item.reason or "not run").rstrip(".")
+        yield f"Missing: {item.row} on {'/'.join(item.column)}, seeds {seeds}: {reason}."

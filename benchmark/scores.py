@@ -1,0 +1,120 @@
+"""From result records to one value per seed: which epoch counts, which runs belong to a table entry."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmark.errors import DataError, SchemaError
+from benchmark.protocol import Cell, Experiment, Row, Selection, canonical
+from benchmark.version import RESULT_SCHEMA
+
+Record = Mapping[str, Any]
+Column = tuple[str, str, str]
+
+
+def select_epoch(history: Sequence[Record], rule: Selection) -> Record:
+    """Return the epoch that counts: best val accuracy, last, or best test accuracy (ties: the earliest)."""
+    if rule == "last":
+        return history[-1]
+    part = "val" if rule == "best_val" else "test"
+    return max(history, key=lambda epoch: epoch[part]["accuracy"])
+
+
+def score(record: Record, metric: str, rule: Selection) -> float:
+    """Return a run's test metric at the selected epoch in %, or its balance factor (-1 to 1) at the end.
+
+    Raises DataError for a record without the number.
+    """
+    try:
+        if metric == "balance_factor":
+            return float(record["balance_factor"])
+        return 100 * float(select_epoch(record["epochs"], rule)["test"][metric])
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise DataError(
+            f"Result {record.get('key')} has no usable {metric} under the rule {rule} "
+            f"({type(error).__name__}: {error}). Remove it and run the cell again."
+        ) from None
+
+
+def _indexed(records: Iterable[Record]) -> dict[str, Record]:
+    """Return the records by the canonical text of their cell."""
+    found: dict[str, Record] = {}
+    for record in records:
+        if record.get("schema") not in range(1, RESULT_SCHEMA + 1):
+            raise SchemaError(
+                f"Result {record.get('key')} has schema {record.get('schema')!r}, "
+                f"this version reads up to {RESULT_SCHEMA}. Update Equipoise or run the cell again."
+            )
+        if not isinstance(record.get("cell"), Mapping):
+            raise DataError(f"Result {record.get('key')} does not name its cell. Remove it and run the cell again.")
+        identity = canonical(record["cell"])
+        # Two rows of one configuration share their cells, so the same record may come twice.
+        if identity in found and found[identity].get("key") != record.get("key"):
+            raise DataError(
+                f"Two results, {found[identity].get('key')} and {record.get('key')}, "
+                f"for one cell: {identity}. Pass only the current one."
+            )
+        found[identity] = record
+    return found
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Every commit, version and device behind a table's numbers, each once."""
+
+    commits: tuple[str, ...]
+    versions: dict[str, tuple[str, ...]]
+    devices: tuple[str, ...]
+
+
+class Grid:
+    """An experiment's cells beside the records that exist for them."""
+
+    def __init__(self, experiment: Experiment, records: Iterable[Record]) -> None:
+        self._records = _indexed(records)
+        self._cells: dict[tuple[str, str, Column], dict[int, list[Cell]]] = {}
+        for cell in experiment.cells():
+            place = (cell.method, canonical(cell.options), (cell.dataset, cell.backbone, cell.fusion))
+            self._cells.setdefault(place, {}).setdefault(cell.seed, []).append(cell)
+
+    def _record(self, cell: Cell) -> Record | None:
+        return self._records.get(canonical(cell.identity()))
+
+    def values(self, row: Row, column: Column, metric: str, rule: Selection) -> dict[int, float]:
+        """Return one value per finished seed: the mean over its target domains, once all are there."""
+        values = {}
+        for seed, cells in self._cells[row.method, canonical(row.options), column].items():
+            records = [record for cell in cells if (record := self._record(cell)) is not None]
+            if len(records) == len(cells):
+                values[seed] = math.fsum(score(record, metric, rule) for record in records) / len(records)
+        return values
+
+    def missing(self, row: Row, column: Column) -> list[Cell]:
+        """Return the cells of a table entry that have no record."""
+        seeds = self._cells[row.method, canonical(row.options), column]
+        return [cell for cells in seeds.values() for cell in cells if self._record(cell) is None]
+
+    def origin(self) -> Origin:
+        """Return where the experiment's finished cells come from."""
+        cells = (cell for seeds in self._cells.values() for group in seeds.values() for cell in group)
+        sources = [record.get("provenance", {}) for cell in cells if (record := self._record(cell)) is not None]
+        names = _distinct(name for source in sources for name in source.get("versions", {}))
+        return Origin(
+            commits=_distinct(_commit(source) for source in sources),
+            versions={
+                name: _distinct(s["versions"][name] for s in sources if name in s.get("versions", {})) for name in names
+            },
+            devices=_distinct(str(source["device"]) for source in sources if source.get("device")),
+        )
+
+
+def _distinct(values: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(set(values)))
+
+
+def _commit(source: Record) -> str:
+    commit = source.get("commit") or "unknown"
+    return f"{commit} (with uncommitted changes)" if source.get("dirty") else commit
