@@ -1,0 +1,177 @@
+"""`equipoise bench`: what a step costs, against joint training and against a bare PyTorch loop.
+
+Timings on shared machines drift, so subject and yardstick take turns within one process and the median of the ratios of
+neighbouring turns is reported.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from benchmark.data import Part
+from benchmark.method import REFERENCE, Method, Plan
+from benchmark.protocol import Optimizer, Protocol, validated
+from benchmark.registry import BACKBONES, METHODS
+from benchmark.task import Task
+from benchmark.training import fit, initialised
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Synthetic two-modality data for one backbone; values do not matter to the clock."""
+
+    backbone: str
+    shapes: Mapping[str, tuple[int, ...]]
+    batch_size: int
+    steps: int
+    epochs: int
+    bare_limit: float
+    """Largest accepted ratio per step of joint training to a bare loop."""
+    classes: int = 10
+
+    def task(self) -> Task:
+        """Return the task with this backbone."""
+        backbone = BACKBONES.load(self.backbone)
+        return Task(dict(self.shapes), self.classes, self.epochs, lambda _modality, shape: backbone(shape))
+
+    def protocol(self) -> Protocol:
+        """Return a recipe whose learning rate never diverges."""
+        return Protocol(epochs=self.epochs, batch_size=self.batch_size, optimizer=Optimizer(lr=1e-4))
+
+    def parts(self) -> dict[str, Part]:
+        """Return training, validation and test parts."""
+        generator = torch.Generator().manual_seed(0)
+
+        def part(size: int) -> Part:
+            inputs = {name: torch.randn(size, *shape, generator=generator) for name, shape in self.shapes.items()}
+            return Part.from_tensors(inputs, torch.randint(self.classes, (size,), generator=generator))
+
+        return {
+            "train": part(self.steps * self.batch_size),
+            "val": part(4 * self.classes),
+            "test": part(self.batch_size),
+        }
+
+
+SMALL = Workload("small", {"upper": (1, 3, 8), "lower": (1, 5, 8)}, batch_size=64, steps=20, epochs=10, bare_limit=1.3)
+RESNET = Workload(
+    "resnet18", {"audio": (1, 64, 48), "video": (3, 64, 64)}, batch_size=16, steps=3, epochs=1, bare_limit=1.05
+)
+PROPOSED_LIMIT = 1.10
+"""Largest accepted ratio per step of a proposed method to joint training, where the encoders are the cost."""
+BARE = "bare loop"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A median ratio of seconds; `limit` is the largest accepted one, `passes` what the counted passes predict."""
+
+    subject: str
+    yardstick: str
+    backbone: str
+    ratio: float
+    limit: float | None = None
+    passes: float | None = None
+
+    @property
+    def over(self) -> bool:
+        """True when the ratio exceeds its limit."""
+        return self.limit is not None and self.ratio > self.limit
+
+    def __str__(self) -> str:
+        text = f"{self.subject:24} {self.ratio:5.2f}x {self.yardstick} ({self.backbone})"
+        if self.passes is not None:
+            text += f", declared passes {self.passes:.2f}x"
+        return text if self.limit is None else f"{text}, limit {self.limit:.2f}x"
+
+
+def _method(name: str, task: Task) -> Method:
+    kind = METHODS.load(name)
+    return kind(validated(kind.Options, kind.sample_options(task), f"Options of method {name!r}"), task)
+
+
+def _train(name: str, work: Workload, parts: dict[str, Part]) -> float:
+    return fit(_method(name, work.task()), parts, work.protocol(), 0).training_seconds
+
+
+def _bare(work: Workload, parts: dict[str, Part]) -> float:
+    """Joint training as anybody would write it, on the same model, data and optimiser."""
+    model = initialised(_method(REFERENCE, work.task()), 0).train()
+    settings = work.protocol().optimizer
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay, foreach=True
+    )
+    order = torch.Generator().manual_seed(0)
+    started = time.perf_counter()
+    for _ in range(work.epochs):
+        for batch in parts["train"].batches(work.batch_size, order=order):
+            loss = functional.cross_entropy(model.classify(model.encode(batch.inputs)), batch.labels)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return time.perf_counter() - started
+
+
+def ratio(subject: Callable[[], float], yardstick: Callable[[], float], rounds: int) -> float:
+    """Return the median over `rounds` of subject seconds / yardstick seconds, after one unmeasured turn of each."""
+    subject(), yardstick()
+    ratios = []
+    for turn in range(rounds):
+        if turn % 2:
+            below = yardstick()
+            above = subject()
+        else:
+            above = subject()
+            below = yardstick()
+        ratios.append(above / below)
+    return statistics.median(ratios)
+
+
+def against_bare(work: Workload, rounds: int) -> Timing:
+    """Time joint training in our loop against a bare loop."""
+    parts = work.parts()
+    measured = ratio(lambda: _train(REFERENCE, work, parts), lambda: _bare(work, parts), rounds)
+    return Timing(REFERENCE, BARE, work.backbone, measured, work.bare_limit)
+
+
+def against_reference(name: str, work: Workload, rounds: int, limit: float | None = None) -> Timing:
+    """Time a method against joint training."""
+    parts, task = work.parts(), work.task()
+    plan = Plan(work.epochs, len(parts["train"]), len(parts["val"]), task.modalities, work.batch_size)
+    measured = ratio(lambda: _train(name, work, parts), lambda: _train(REFERENCE, work, parts), rounds)
+    return Timing(name, REFERENCE, work.backbone, measured, limit, _method(name, task).expected_passes(plan).relative)
+
+
+def limited(rounds: int = 7) -> Iterator[Timing]:
+    """Yield the comparisons that have a limit."""
+    for work in (SMALL, RESNET):
+        yield against_bare(work, rounds)
+    for name in METHODS.names():
+        if METHODS.entry(name).kind == "proposed":
+            yield against_reference(name, RESNET, rounds, PROPOSED_LIMIT)
+
+
+def timings(rounds: int = 7) -> Iterator[Timing]:
+    """Yield the limited comparisons, then every method against joint training with the small backbone."""
+    yield from limited(rounds)
+    for name in METHODS.names():
+        if name != REFERENCE:
+            yield against_reference(name, SMALL, rounds)
+
+
+def run() -> int:
+    """Print all timings; return 1 if one is over its limit, else 0."""
+    import click
+
+    torch.set_num_threads(1)
+    over = False
+    for timing in timings():
+        click.echo(str(timing))
+        over = over or timing.over
+    return int(over)
