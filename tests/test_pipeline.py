@@ -1,0 +1,223 @@
+"""`dvc repro` in a scratch copy of the project, whose cells are not trained but made up (benchmark/fake_cells.py)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from benchmark.paths import SOURCE_ROOT
+from benchmark.registry import DATASETS, METHODS, OWN
+
+PIPELINES = {"digits": "dvc.yaml", "av_digits": "datasets/av_digits/dvc.yaml"}
+PLUMBING = {"backbones", "cli", "errors", "experiments", "paths", "protocol", "registry", "store", "version"}
+"""Modules that `equipoise table` uses and that do not decide what the table says."""
+
+
+class Project:
+    """A repository with our code and pipelines, and a trainer that takes no time."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        binaries = root.parent / "bin"
+        binaries.mkdir(exist_ok=True)
+        script = binaries / "equipoise"
+        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m benchmark "$@"\n')
+        script.chmod(0o755)
+        self.environment = {
+            **os.environ,
+            "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
+            "DVC_SITE_CACHE_DIR": str(root.parent / "site"),
+            "GIT_CONFIG_GLOBAL": os.devnull,
+        }
+
+    def fill(self, experiment: dict[str, Any] | None = None) -> None:
+        """Copy the project; `experiment` replaces fields of the experiment `digits`."""
+        ignored = shutil.ignore_patterns("__pycache__", "dvc.lock")
+        for folder in ("benchmark", "baselines", "methods", "datasets", "results/published"):
+            shutil.copytree(SOURCE_ROOT / folder, self.root / folder, ignore=ignored)
+        shutil.copy(SOURCE_ROOT / "tests/benchmark/fake_cells.py", self.root / "benchmark/run.py")
+        for file in ("dvc.yaml", ".dvcignore", ".gitignore"):
+            shutil.copy(SOURCE_ROOT / file, self.root / file)
+        params = yaml.safe_load((SOURCE_ROOT / "params.yaml").read_text())
+        params["experiments"]["digits"].update(experiment or {})
+        self.write_params(params)
+        self.run("equipoise", "grid", "digits")
+        reference = self.run("equipoise", "table", "digits", "--format", "json")
+        (self.root / "results/reference").mkdir()
+        (self.root / "results/reference/digits.json").write_text(reference)
+        for folder in ("cells", "grids"):
+            shutil.rmtree(self.root / "results" / folder)
+        self.run("git", "init", "--quiet")
+        self.run("dvc", "init", "--quiet")
+        self.run("dvc", "config", "core.analytics", "false")
+        self.commit()
+
+    def params(self) -> dict[str, Any]:
+        content: dict[str, Any] = yaml.safe_load((self.root / "params.yaml").read_text())
+        return content
+
+    def write_params(self, params: dict[str, Any]) -> None:
+        (self.root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+    def commit(self) -> None:
+        self.run("git", "add", "--all")
+        self.run("git", "-c", "user.name=x", "-c", "user.email=x@localhost", "commit", "--quiet", "-m", "x")
+
+    def run(self, *command: str) -> str:
+        if command[0] == "dvc":
+            command = (sys.executable, "-m", *command)
+        result = subprocess.run(
+            command, cwd=self.root, env=self.environment, capture_output=True, text=True, check=False, timeout=250
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout
+
+    def repro(self) -> tuple[list[str], str]:
+        """Run `dvc repro`; return the stages that ran, and everything it printed."""
+        output = self.run("dvc", "repro")
+        return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")], output
+
+
+SMALL = {"seeds": 3, "baselines": {"joint": {}, "unimodal": {"upper": {"modality": "upper"}}}, "proposed": {"rgm": {}}}
+METHOD_STAGES = {"baselines@joint", "baselines@unimodal", "proposed@rgm"}
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, list[str], str]:
+    """A small project after its first `dvc repro`, the stages that ran and what they printed; not to be changed."""
+    root = tmp_path_factory.mktemp("first") / "project"
+    root.mkdir()
+    project = Project(root)
+    project.fill(SMALL)
+    return project, *project.repro()
+
+
+@pytest.fixture
+def project(first: tuple[Project, list[str], str], tmp_path: Path) -> Project:
+    """A copy of it to work on."""
+    shutil.copytree(first[0].root, tmp_path / "project")
+    return Project(tmp_path / "project")
+
+
+def test_the_first_repro_trains_everything_in_one_pool_and_compares_the_table(
+    first: tuple[Project, list[str], str],
+) -> None:
+    project, ran, output = first
+    assert (project.root / "data/prepared/digits/meta.json").exists()
+    assert (ran[0], set(ran[1:-1]), ran[-1]) == ("fill", METHOD_STAGES, "tables")
+    assert output.count("digits: 9 cells: 0 finished before, 9 finished now, 0 failed") == 1
+    assert output.count("digits: all 3 cells are finished.") == 3
+    assert "| rgm" in output
+    assert "digits against the reference: 6 cells compared, 6 identical" in output
+
+
+def test_the_second_repro_does_nothing_and_says_so(project: Project) -> None:
+    ran, output = project.repro()
+    assert ran == []
+    assert "Data and pipelines are up to date." in output
+
+
+def test_an_edited_method_reruns_its_stage_and_the_tables_and_nothing_else(project: Project) -> None:
+    method = project.root / "methods/rgm.py"
+    original = method.read_text()
+    method.write_text(original + "# edited\n")
+    ran, output = project.repro()
+    assert ran == ["proposed@rgm", "tables"]
+    assert "digits: 3 cells: 0 finished before, 3 finished now, 0 failed" in output
+
+    method.write_text(original)
+    ran, output = project.repro()
+    assert ran == ["proposed@rgm"], "the results of both sources are there, so nothing is new for the tables"
+    assert "digits: all 3 cells are finished." in output
+
+
+def test_a_new_row_runs_its_own_stage_and_the_tables(project: Project) -> None:
+    params = project.params()
+    params["experiments"]["digits"]["baselines"]["remixing"] = None
+    project.write_params(params)
+    assert project.repro()[0] == ["baselines@remixing", "tables"]
+
+
+def test_one_more_seed_trains_one_more_cell_per_row(project: Project) -> None:
+    params = project.params()
+    params["experiments"]["digits"]["seeds"] = 4
+    project.write_params(params)
+    ran, output = project.repro()
+    assert (ran[0], set(ran[1:-1]), ran[-1]) == ("fill", METHOD_STAGES, "tables")
+    assert "digits: 12 cells: 9 finished before, 3 finished now" in output
+
+
+def test_a_fresh_clone_trains_although_the_lock_file_is_committed(project: Project, tmp_path: Path) -> None:
+    project.commit()
+    project.run("git", "clone", "--quiet", str(project.root), str(tmp_path / "clone"))
+    clone = Project(tmp_path / "clone")
+    assert not (clone.root / "results/cells").exists()
+    ran, output = clone.repro()
+    assert (ran[0], set(ran[1:])) == ("fill", METHOD_STAGES), "the fresh cells give the committed tables"
+    assert "digits: 9 cells: 0 finished before, 9 finished now, 0 failed" in output
+
+
+@pytest.mark.slow
+def test_the_whole_pipeline_finds_nothing_to_do_in_less_than_ten_seconds(tmp_path: Path) -> None:
+    (tmp_path / "project").mkdir()
+    project = Project(tmp_path / "project")
+    project.fill()
+    started = time.perf_counter()
+    ran, _ = project.repro()
+    first = time.perf_counter() - started
+    started = time.perf_counter()
+    _, output = project.repro()
+    second = time.perf_counter() - started
+    print(f"dvc repro of {len(ran)} stages without training: {first:.1f} s; again: {second:.1f} s")  # noqa: T201
+    assert "Data and pipelines are up to date." in output
+    assert second < 10
+
+
+def stages(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((SOURCE_ROOT / PIPELINES[name]).read_text())["stages"]
+    return content
+
+
+def test_the_embedded_experiment_has_a_row_for_every_method() -> None:
+    experiment = yaml.safe_load((SOURCE_ROOT / "params.yaml").read_text())["experiments"]["digits"]
+    own = {name: METHODS.entry(name).kind for name in METHODS.names() if METHODS.entry(name).origin == OWN}
+    assert set(experiment["baselines"]) == {name for name, kind in own.items() if kind == "baseline"}
+    assert set(experiment["proposed"]) == {name for name, kind in own.items() if kind == "proposed"}
+
+
+def test_preparing_av_digits_depends_on_every_source_of_the_dataset() -> None:
+    sources = {str(file.relative_to(SOURCE_ROOT)) for file in DATASETS.entry("av_digits").source_files()}
+    assert sources - {PIPELINES["av_digits"]} <= set(stages("av_digits")["prepare"]["deps"])
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_the_tables_depend_on_every_module_that_writes_them(name: str) -> None:
+    code = (
+        "import sys, benchmark.cli, benchmark.experiments, benchmark.store\n"
+        "import benchmark.published, benchmark.reference, benchmark.rendering, benchmark.tables\n"
+        "print(*(m.split('.')[1] for m in sys.modules if m.startswith('benchmark.')))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=SOURCE_ROOT, capture_output=True, text=True, check=True)
+    expected = {f"benchmark/{module}.py" for module in set(loaded.stdout.split()) - PLUMBING}
+    assert {dep for dep in stages(name)["tables"]["deps"] if dep.startswith("benchmark/")} == expected
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_the_stages_of_a_pipeline_are_fill_methods_tables(name: str) -> None:
+    found = stages(name)
+    assert list(found)[-4:] == ["fill", "baselines", "proposed", "tables"]
+    assert found["fill"]["cmd"] == f"equipoise grid {name}"
+    for group, folder in (("baselines", "baselines"), ("proposed", "methods")):
+        assert found[group]["foreach"] == f"${{experiments.{name}.{group}}}"
+        stage = found[group]["do"]
+        assert stage["cmd"] == f"equipoise grid {name} --method ${{key}}"
+        assert stage["deps"] == [f"{folder}/${{key}}.py", f"results/grids/{name}.json"]
+        assert stage["outs"] == [{f"results/cells/{name}/small/${{key}}": {"persist": True}}]
