@@ -281,15 +281,19 @@ def table(experiment: str, form: str, selection: Any, out: Path | None, against:
 
 
 @cli.command()
-@click.argument("methods", nargs=-1, metavar="[METHOD]...")
-@click.option("--all", "every", is_flag=True, help="Every registered method.")
-def check(methods: tuple[str, ...], every: bool) -> int:
-    """Check that methods keep the contract; prints one record per check."""
-    from benchmark.registry import METHODS
+@click.argument("names", nargs=-1, metavar="[METHOD OR DATASET]...")
+@click.option("--all", "every", is_flag=True, help="Every registered method and dataset.")
+def check(names: tuple[str, ...], every: bool) -> int:
+    """Check that methods and datasets keep their contract; prints one record per check."""
+    from benchmark.errors import unknown_name
+    from benchmark.registry import DATASETS, METHODS
 
-    if every == bool(methods):
-        raise UsageError(f"Name the methods to check, or give --all. Known: {', '.join(METHODS.names())}.")
-    names = [METHODS.entry(name).name for name in methods]
+    known = [*METHODS.names(), *DATASETS.names()]
+    if every == bool(names):
+        raise UsageError(f"Name the methods or datasets to check, or give --all. Known: {', '.join(known)}.")
+    for name in names:
+        if name not in known:
+            raise unknown_name("method or dataset", name, known)
     from benchmark.conformance import run as run_checks
 
     return run_checks(names)

@@ -23,7 +23,7 @@ from benchmark.errors import EquipoiseError
 from benchmark.method import REFERENCE, Method, Passes, Plan
 from benchmark.model import parameter_group
 from benchmark.protocol import validated
-from benchmark.registry import METHODS
+from benchmark.registry import DATASETS, METHODS
 from benchmark.training import Fit, fit, initialised
 
 SEED = 0
@@ -280,20 +280,22 @@ def check_method(method: type[Method], name: str, options: Mapping[str, Any] | N
 
 
 def check_registered(names: Sequence[str]) -> Iterator[Record]:
-    """Yield the records of registered methods, all of them when no name is given."""
-    for name in names or METHODS.names():
-        yield from check_method(METHODS.load(name), name)
+    """Yield the records of registered methods and datasets, of all of them when no name is given."""
+    from benchmark.conformance_dataset import check_dataset
+
+    for name in names or [*METHODS.names(), *DATASETS.names()]:
+        yield from check_dataset(name) if name in DATASETS.names() else check_method(METHODS.load(name), name)
 
 
 def run(names: Sequence[str]) -> int:
-    """Print the records of the named methods (none: all) and a count; return 1 if a check failed, else 0."""
+    """Print the records of the named methods and datasets (none: all); return 1 if a check failed, else 0."""
     import click
 
     torch.set_num_threads(1)
     outcomes = []
     for record in check_registered(names):
         outcomes.append(record.outcome)
-        click.echo(f"{record.subject:24} {record.check:18} {record.outcome:15} {record.reason}".rstrip())
+        click.echo(f"{record.subject:22} {record.check:24} {record.outcome:15} {record.reason}".rstrip())
     counts = ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in Outcome)
     click.echo(f"{len(outcomes)} checks: {counts}")
     return int(Outcome.FAILED in outcomes)

@@ -138,9 +138,9 @@ def test_experiments_are_listed_with_their_title(capsys: pytest.CaptureFixture[s
         ),
         (["table", "tinny"], "Unknown experiment 'tinny'"),
         (["status", "tinny"], "Unknown experiment 'tinny'"),
-        (["check", "jiont"], "Unknown method 'jiont'. Did you mean 'joint'?"),
-        (["check"], "Name the methods to check, or give --all."),
-        (["check", "joint", "--all"], "Name the methods to check, or give --all."),
+        (["check", "jiont"], "Unknown method or dataset 'jiont'. Did you mean 'joint'?"),
+        (["check"], "Name the methods or datasets to check, or give --all."),
+        (["check", "joint", "--all"], "Name the methods or datasets to check, or give --all."),
         (["fetch", "digit"], "Unknown dataset 'digit'. Did you mean 'digits'?"),
         (["prepare", "digit"], "Unknown dataset 'digit'. Did you mean 'digits'?"),
         (["run", "--dataset", "digits", "--method", "joint"], "Unknown experiment 'digits'."),
@@ -311,16 +311,16 @@ def test_a_dataset_that_was_not_fetched_says_what_to_run(capsys: pytest.CaptureF
 
 
 def test_check_passes_the_names_on_and_ends_with_the_status_of_the_checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    checked: list[list[str]] = []
+    checked: list[tuple[str, ...]] = []
 
-    def run(names: list[str]) -> int:
+    def run(names: tuple[str, ...]) -> int:
         checked.append(names)
         return len(checked) - 1
 
     monkeypatch.setitem(sys.modules, "benchmark.conformance", SimpleNamespace(run=run))
     assert main(["check", "--all"]) == 0
     assert main(["check", "rgm", "joint"]) == 1
-    assert checked == [[], ["rgm", "joint"]]
+    assert checked == [(), ("rgm", "joint")]
 
 
 def test_bench_ends_with_the_status_of_the_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
