@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmark import seeding
-from benchmark.diagnostics import Diagnostics
+from benchmark.diagnostics import Diagnostics, PassCounter
 from benchmark.errors import UsageError
 from benchmark.method import Plan
 from benchmark.model import MultimodalModel
@@ -83,6 +83,7 @@ class Run:
     clip_norm: float | None = None
     augment: bool = True
     autocast: Autocast = contextlib.nullcontext
+    counter: PassCounter | None = None
 
 
 class Context:
@@ -193,7 +194,7 @@ class Context:
         training = self.model.training
         self.model.eval()
         try:
-            for batch in part.batches(max(self.plan.batch_size, 256)):
+            for batch in part.batches(self.plan.batch_size):
                 with torch.no_grad():
                     encoded = self._encode(batch, only)
                     yield batch, Forward(self.model, encoded, self.run.autocast, cut=False)
@@ -303,6 +304,8 @@ class Context:
 
         Its passes are counted, its gradients are not part of the diagnostics.
         """
+        if self.run.counter is not None:
+            self.run.counter.watch(model.encoders)
         side = Context(self.run, model, parameters, axis=f"{self._axis}/{axis}")
         side.start(self.epoch)
         side.set_lr(self.lr)

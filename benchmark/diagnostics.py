@@ -75,11 +75,14 @@ class PassCounter:
         self.forward = dict.fromkeys(modalities, 0)
         self.backward = dict.fromkeys(modalities, 0)
         self.paused = False
+        # One function per modality, shared by deep copies: it tells an encoder that is watched already.
+        self._hooks = {name: self._hook(name) for name in modalities}
 
     def watch(self, encoders: nn.ModuleDict) -> None:
-        """Count every pass through these encoders from now on."""
+        """Count every pass through these encoders from now on; those that are counted already stay so."""
         for name, encoder in encoders.items():
-            encoder.register_forward_hook(self._hook(name))
+            if self._hooks[name] not in encoder._forward_hooks.values():
+                encoder.register_forward_hook(self._hooks[name])
 
     def _hook(self, name: str) -> Any:
         # Functions are shared, not copied, by deepcopy: clones of an encoder count on the same counter.

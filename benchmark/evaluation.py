@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from benchmark.method import Method
     from benchmark.model import MultimodalModel
 
-EVALUATION_BATCH = 256
-
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
     """Return the fraction of rows of `(N, C)` logits whose largest entry is the label `(N,)`."""
@@ -29,11 +27,11 @@ def macro_f1(logits: Tensor, labels: Tensor) -> float:
 
 
 @torch.no_grad()
-def evaluate(method: Method, model: MultimodalModel, part: Part) -> dict[str, Any]:
+def evaluate(method: Method, model: MultimodalModel, part: Part, batch_size: int) -> dict[str, Any]:
     """Return accuracy, macro F1, mean cross-entropy (nats) and unimodal accuracies on one part of a split."""
     training = model.training
     model.eval()
-    predictions = [method.predict(model, batch) for batch in part.batches(EVALUATION_BATCH)]
+    predictions = [method.predict(model, batch) for batch in part.batches(batch_size)]
     model.train(training)
     logits = torch.cat([prediction.logits for prediction in predictions]).float()
     unimodal = {name: torch.cat([p.unimodal[name] for p in predictions]) for name in predictions[0].unimodal}

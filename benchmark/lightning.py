@@ -15,7 +15,7 @@ from benchmark.context import Context, Run
 from benchmark.data import Batch, Part
 from benchmark.diagnostics import Diagnostics
 from benchmark.errors import UsageError
-from benchmark.evaluation import EVALUATION_BATCH, accuracy
+from benchmark.evaluation import accuracy
 from benchmark.method import Plan
 from benchmark.model import MultimodalModel
 from benchmark.protocol import Protocol, validated
@@ -75,7 +75,7 @@ class _Validation:
 
     def __iter__(self) -> Iterator[Batch]:
         part = self.module.val_part
-        return iter(()) if part is None else part.batches(EVALUATION_BATCH)
+        return iter(()) if part is None else part.batches(self.module.protocol.batch_size)
 
 
 class BalancedModule(LightningModule):
@@ -83,9 +83,9 @@ class BalancedModule(LightningModule):
 
     `encoders` map a modality's batch to features `(B, d_m)` and state d_m as `width`; they are copied with their
     weights. Give the training and validation data as parts (`Part.from_tensors`) and call `trainer.fit(module)`; or,
-    for methods that need no look at the data beyond the batch, pass the Trainer your own loaders of `(inputs by
-    modality, labels)`. Logs `train_loss`, `balance_factor` and `val_accuracy`. Raises UsageError for an unknown
-    method, a wrong option or a task that the method refuses.
+    for methods that need no look at the data beyond the batch, pass the Trainer your own DataLoader of `(inputs by
+    modality, labels)`; Lightning reads a plain list as several loaders. Logs `train_loss`, `balance_factor` and
+    `val_accuracy`. Raises UsageError for an unknown method, a wrong option or a task that the method refuses.
     """
 
     def __init__(

@@ -92,7 +92,7 @@ class Protocol(Frozen):
     batch_size: PositiveInt = 64
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
-    precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true"
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
     clip_norm: PositiveFloat | None = None
     split: str | None = Field(None, description="named split; None is the dataset's default")
     augment: bool = True

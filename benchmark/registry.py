@@ -169,7 +169,7 @@ def _plugins(kind: str, group: str) -> Iterator[Entry]:
     for point in entry_points(group=group):
         module, _, attr = point.value.partition(":")
         origin = point.dist.name if point.dist else module.split(".")[0]
-        yield Entry(point.name, module, attr or None, kind, origin)
+        yield Entry(point.name, module, attr or None, f"external {kind}", origin)
 
 
 def _refuse_shadowed(top: str) -> None:

@@ -95,8 +95,7 @@ class _Loop:
         self.checkpoint, self.checkpoint_seconds = checkpoint, checkpoint_seconds
         modalities = method.task.modalities
         model = initialised(method, seed)
-        dtype = torch.float64 if protocol.precision == "64-true" else torch.float32
-        model = model.to(device=fabric.device, dtype=dtype).train()
+        model = model.to(fabric.device).train()
         self.counter = PassCounter(modalities)
         self.counter.watch(model.encoders)
         self.diagnostics = Diagnostics(modalities, fabric.device)
@@ -112,6 +111,7 @@ class _Loop:
             clip_norm=protocol.clip_norm,
             augment=protocol.augment,
             autocast=fabric.autocast if mixed else contextlib.nullcontext,
+            counter=self.counter,
         )
         parameters = method.parameters(model)
         trained = {id(parameter) for parameter in parameters.values()}
@@ -155,7 +155,9 @@ class _Loop:
         self.result.training_seconds += time.perf_counter() - started
         self.counter.paused = True
         try:
-            metrics = {name: evaluate(method, ctx.model, self.parts[name]) for name in ("val", "test")}
+            metrics = {
+                name: evaluate(method, ctx.model, self.parts[name], protocol.batch_size) for name in ("val", "test")
+            }
         finally:
             self.counter.paused = False
         diagnostics = {**self.diagnostics.end_epoch(), "notes": ctx.notes()}

@@ -77,3 +77,16 @@ def test_a_graph_walked_twice_counts_two_backwards() -> None:
     out.backward(retain_graph=True)
     out.backward()
     assert counter.backward == {"a": 8}
+
+
+def test_an_encoder_is_counted_once_however_often_it_is_watched() -> None:
+    encoders = nn.ModuleDict({"a": nn.Linear(2, 2)})
+    counter = PassCounter(("a",))
+    counter.watch(encoders)
+    counter.watch(copy.deepcopy(encoders))
+    counter.watch(encoders)
+    fresh = nn.ModuleDict({"a": nn.Linear(2, 2)})
+    counter.watch(fresh)
+    for watched in (encoders, fresh):
+        watched["a"](torch.randn(4, 2))
+    assert counter.forward == {"a": 8}

@@ -1,0 +1,111 @@
+"""The promise of the README on this machine: one command, a fresh clone, a table, in minutes, the same every time."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmark.paths import SOURCE_ROOT
+
+pytestmark = pytest.mark.slow
+
+REPRO_SECONDS = 360
+NOTHING_TO_DO_SECONDS = 10
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone of the committed tree, run with this environment."""
+    folder = tmp_path_factory.mktemp("clone") / "equipoise"
+    subprocess.run(["git", "clone", "--quiet", "--no-hardlinks", str(SOURCE_ROOT), str(folder)], check=True)
+    return folder
+
+
+def command(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Start `python -m ...` in the clone, on the clone's own sources, with `equipoise` and `dvc` on the path."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PYTHONPATH": str(folder), "PATH": path}
+    return subprocess.Popen(
+        [sys.executable, "-m", *arguments],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finished(process: subprocess.Popen[str]) -> tuple[str, float]:
+    started = time.perf_counter()
+    output, _ = process.communicate(timeout=1200)
+    assert process.returncode == 0, output
+    return output, time.perf_counter() - started
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """What training gave, by cell, without what time and place add to it."""
+    records = [json.loads(file.read_text()) for file in folder.glob("results/cells/**/*.json")]
+    return {record["key"]: (record["epochs"], record["options"], record["steps"]) for record in records}
+
+
+@pytest.fixture(scope="module")
+def reproduced(clone: Path) -> tuple[str, float]:
+    return finished(command(clone, "dvc", "repro"))
+
+
+def test_a_fresh_clone_trains_and_prints_the_table_in_minutes(reproduced: tuple[str, float], clone: Path) -> None:
+    output, seconds = reproduced
+    sys.stdout.write(f"dvc repro from a clean clone: {seconds:.0f} s, limit {REPRO_SECONDS} s\n")
+    assert "65 finished now, 0 failed" in output
+    assert (clone / "results/tables/digits.md").read_text().splitlines()[0] in output
+    assert seconds < REPRO_SECONDS
+
+
+@pytest.mark.usefixtures("reproduced")
+def test_the_fresh_table_agrees_with_the_committed_reference(clone: Path) -> None:
+    comparison = (clone / "results/tables/digits_reference.md").read_text()
+    sys.stdout.write(comparison)
+    counts = re.search(r"(\d+) identical, (\d+) within seed noise, (\d+) different", comparison)
+    assert counts is not None
+    assert int(counts[1]) + int(counts[2]) > 0
+    assert counts[3] == "0"
+
+
+@pytest.mark.usefixtures("reproduced")
+def test_a_second_repro_does_nothing_and_says_so(clone: Path) -> None:
+    output, seconds = finished(command(clone, "dvc", "repro"))
+    sys.stdout.write(f"dvc repro with nothing to do: {seconds:.1f} s, limit {NOTHING_TO_DO_SECONDS} s\n")
+    assert "up to date" in output
+    assert seconds < NOTHING_TO_DO_SECONDS
+
+
+@pytest.mark.usefixtures("reproduced")
+def test_a_grid_killed_at_random_ends_with_the_bits_of_an_undisturbed_one(clone: Path, tmp_path: Path) -> None:
+    undisturbed = results(clone)
+    folder = tmp_path / "equipoise"
+    subprocess.run(["git", "clone", "--quiet", str(clone), str(folder)], check=True)
+    chance = random.Random(0)
+    kills = 0
+    for _ in range(4):
+        process = command(folder, "benchmark", "grid", "digits")
+        try:
+            process.communicate(timeout=chance.uniform(8, 25))
+        except subprocess.TimeoutExpired:
+            os.kill(process.pid, signal.SIGKILL)
+            process.communicate()
+            kills += 1
+    assert kills > 0
+    finished(command(folder, "benchmark", "grid", "digits"))
+    assert results(folder) == undisturbed
+    assert not list(folder.glob("results/work/*"))
