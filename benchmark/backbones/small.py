@@ -20,8 +20,9 @@ LARGE = 40
 class Small(Backbone):
     """Two strided convolutions, a third for large maps, then a projection of the whole last map to 64 features.
 
-    No batch normalisation, so a last batch of one sample trains like any other. The same class serves 3 x 8 strips of
-    digits and 129 x 64 spectrograms; a last map that is still longer than 4 is averaged down to it.
+    No batch normalisation, so a last batch of one sample trains like any other; layers start Kaiming-normal with zero
+    bias. The same class serves 3 x 8 strips of digits and 129 x 64 spectrograms; a last map that is still longer than 4
+    is averaged down to it.
     """
 
     width = 64
@@ -41,6 +42,9 @@ class Small(Backbone):
         self.average = math.ceil(height / SIDE), math.ceil(width / SIDE)
         cells = math.ceil(height / self.average[0]) * math.ceil(width / self.average[1])
         self.project = nn.Linear(channels * cells, self.width)
+        for layer in (*self.convolutions, self.project):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map `(B, C, H, W)` to features `(B, 64)`, none negative."""
