@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from benchmark.context import Context
     from benchmark.data import Part
     from benchmark.model import MultimodalModel
+    from benchmark.task import Task
 
 
 def cluster(features: Tensor, clusters: int) -> Tensor:
@@ -103,6 +104,16 @@ class DiagnosingRelearning(Method):
             "keep: the optimiser's buffers survive a return, as in the official code, and point to where the "
             "encoder was. reset: the encoders' buffers are dropped; what the paper wants was not found.",
         )
+
+    @classmethod
+    def refuses(cls, options: Options, task: Task) -> str | None:
+        """Refuse a run that is too short for a return: it would be joint training."""
+        if options.strength > 0 and not relearning_epochs(task.epochs, options.period, options.count):
+            return (
+                f"makes no return within {task.epochs} epochs with period={options.period:.3g} and "
+                f"count={options.count}; use more epochs or a shorter period"
+            )
+        return super().refuses(options, task)
 
     def build(self) -> MultimodalModel:
         """Build the model and keep its encoders' initial parameters on the CPU."""

@@ -170,6 +170,13 @@ class GBlending(Method):
         unimodal = any(branch != FUSED for branch in self.weights)
         return self.task.build_model(unimodal_heads=unimodal and self.options.heads == "separate")
 
+    def parameters(self, model: MultimodalModel) -> dict[str, nn.Parameter]:
+        """Return all parameters but the heads of branches that fixed weights leave out."""
+        idle = tuple(
+            f"unimodal_heads.{m}." for m in self.task.modalities if self.options.weights and m not in self.weights
+        )
+        return {name: value for name, value in model.named_parameters() if not name.startswith(idle)}
+
     def losses(self, forward: Forward, batch: Batch, ctx: Context) -> dict[str, Tensor]:
         """Return every branch's weighted cross-entropy."""
         return {k: weight * branch_loss(forward, k, batch.labels) for k, weight in self.weights.items()}

@@ -126,15 +126,15 @@ class Remixing(Method):
         """Give every training sample, seen without augmentation, to its least confident modality."""
         self.allocation = None
         if ctx.epoch >= warmup_epochs(ctx.epochs, self.options.warmup):
-            self.allocation = torch.cat([self._allocate(seen, ctx) for _, seen in ctx.evaluate(ctx.train)])
+            self.allocation = torch.cat([self._allocate(seen) for _, seen in ctx.evaluate(ctx.train)])
             for position, modality in enumerate(ctx.model.modalities):
                 ctx.note(f"share of samples, {modality}", (self.allocation == position).double().mean())
 
-    def _allocate(self, forward: Forward, ctx: Context) -> Tensor:
-        if self.options.prediction == "heads":
-            return allocate(forward.unimodal)
-        with ctx.run.autocast():
-            return allocate({m: forward.model.classify({m: z}) for m, z in forward.features.items()})
+    def _allocate(self, forward: Forward) -> Tensor:
+        alone = forward.unimodal
+        if self.options.prediction == "masking":
+            alone = {m: forward.only(m).logits for m in forward.features}
+        return allocate(alone)
 
     def batches(self, ctx: Context) -> Iterable[Batch]:
         """Return joint batches in the warm-up, single-modality batches after it."""
@@ -159,10 +159,10 @@ class Remixing(Method):
             result = super().losses(forward, batch, ctx)
             weight, alone = self.options.warmup_weight, dict(forward.unimodal)
         else:
-            shown = {batch.modality: forward.features[batch.modality]}
-            fused = forward.model.classify(forward.features if self.options.mask == "input" else shown)
-            result = {"fused": functional.cross_entropy(fused, batch.labels)}
-            weight, alone = self.options.specific_weight, forward.model.unimodal_logits(shown)
+            shown = forward.only(batch.modality)
+            fused = forward if self.options.mask == "input" else shown
+            result = super().losses(fused, batch, ctx)
+            weight, alone = self.options.specific_weight, shown.unimodal
         if weight > 0:
             result |= {m: weight * functional.cross_entropy(logits, batch.labels) for m, logits in alone.items()}
         return result

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmark import seeding
 from benchmark.conformance_task import BATCH, EPOCHS, TRAIN, Widths, check_parts, check_protocol, check_task
-from benchmark.context import Context, Run
+from benchmark.context import Context, begin
 from benchmark.errors import EquipoiseError
 from benchmark.method import REFERENCE, Method, Passes, Plan
 from benchmark.model import parameter_group
@@ -96,7 +97,7 @@ def _finite(run: Fit) -> str:
 
 
 def _difference(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> list[str]:
-    return [name for name in a.keys() & b.keys() if not torch.equal(a[name], b[name])]
+    return [name for name in sorted(a.keys() & b.keys()) if not torch.equal(a[name], b[name])]
 
 
 def _weights(run: Fit) -> dict[str, Tensor]:
@@ -134,13 +135,12 @@ class _Spy(Context):
 
 def _first_gradients(trial: Trial) -> dict[str, Tensor]:
     method = trial.build()
-    parts, protocol = check_parts(trial.modalities), check_protocol()
+    parts = check_parts(trial.modalities)
     model = initialised(method, SEED).train()
-    plan = Plan(EPOCHS, len(parts["train"]), len(parts["val"]), method.task.modalities, BATCH)
-    run = Run(method.task, plan, parts["train"], parts["val"], SEED, protocol.optimizer)
-    spy = _Spy(run, model, method.parameters(model))
-    method.start_epoch(spy)
-    method.step(next(iter(method.batches(spy))), spy)
+    spy = begin(method, model, check_protocol(), SEED, parts["train"], parts["val"], kind=_Spy)
+    with seeding.isolated():
+        spy.enter(method, 0)
+        method.step(next(iter(method.batches(spy))), spy)
     return spy.seen or {}
 
 

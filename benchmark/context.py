@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +18,11 @@ from benchmark.diagnostics import Diagnostics, PassCounter
 from benchmark.errors import UsageError
 from benchmark.method import Plan
 from benchmark.model import MultimodalModel
-from benchmark.protocol import Optimizer
+from benchmark.protocol import Protocol, Schedule
 
 if TYPE_CHECKING:
     from benchmark.data import Batch, Part
+    from benchmark.method import Method
     from benchmark.task import Task
 
 Autocast = Callable[[], contextlib.AbstractContextManager[object]]
@@ -36,11 +39,19 @@ class Forward:
         self.model = model
         self.encoded = encoded
         self._autocast = autocast
-        self.features = (
+        self.features: dict[str, Tensor] = (
             {name: value.detach().to(_master(value)).requires_grad_() for name, value in encoded.items()}
             if cut
             else encoded
         )
+
+    def only(self, *modalities: str) -> Forward:
+        """Return the same pass with some modalities alone: losses on it reach the same features."""
+        part = copy.copy(self)
+        part.features = {name: self.features[name] for name in modalities}
+        part.__dict__.pop("logits", None)
+        part.__dict__.pop("unimodal", None)
+        return part
 
     @cached_property
     def logits(self) -> Tensor:
@@ -55,6 +66,15 @@ class Forward:
         with self._autocast():
             logits = self.model.unimodal_logits(self.features)
         return {name: value.to(_master(value)) for name, value in logits.items()}
+
+
+def learning_rate(base: float, schedule: Schedule, epoch: int, epochs: int) -> float:
+    """Return the learning rate of an epoch (from 0); cosine falls to 0 after the last one."""
+    if schedule.name == "cosine":
+        return base * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+    if schedule.name == "step":
+        return base * schedule.gamma ** (epoch // schedule.every)
+    return base
 
 
 def _given(part: Part | None, name: str) -> Part:
@@ -79,9 +99,7 @@ class Run:
     train: Part | None
     val: Part | None
     seed: int
-    optimizer: Optimizer
-    clip_norm: float | None = None
-    augment: bool = True
+    protocol: Protocol
     autocast: Autocast = contextlib.nullcontext
     counter: PassCounter | None = None
 
@@ -113,7 +131,7 @@ class Context:
         self._diagnostics = diagnostics
         self._axis = axis
         self._passes_over_data = 0
-        self.lr = run.optimizer.lr
+        self.lr = run.protocol.optimizer.lr
         self.steps = 0
         self.loss_sum: Tensor | float = 0.0
         self.loss_count = 0
@@ -130,6 +148,14 @@ class Context:
         self.loss_sum, self.loss_count = 0.0, 0
         self._notes: dict[str, list[Tensor | float]] = {}
 
+    def enter(self, method: Method, epoch: int) -> None:
+        """Begin an epoch: random streams, random layers (process-wide), learning rate, and the method's own start."""
+        torch.manual_seed(seeding.derive(self.run.seed, "layers", epoch))
+        protocol = self.run.protocol
+        self.start(epoch)
+        self.set_lr(learning_rate(protocol.optimizer.lr, protocol.schedule, epoch, protocol.epochs))
+        method.start_epoch(self)
+
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of the optimiser and of those that replace it."""
         self.lr = lr
@@ -138,7 +164,7 @@ class Context:
 
     def reset_optimizer(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Replace the optimiser by a fresh one over these parameters alone."""
-        settings = self.run.optimizer
+        settings = self.run.protocol.optimizer
         values = list(parameters.values())
         self.trained = tuple(parameters)
         self.optimizer: torch.optim.Optimizer
@@ -181,7 +207,7 @@ class Context:
         """
         turn = (self._axis, self.epoch, self._passes_over_data)
         self._passes_over_data += 1
-        augment = seeding.generator(self.run.seed, "augmentation", *turn) if self.run.augment else None
+        augment = seeding.generator(self.run.seed, "augmentation", *turn) if self.run.protocol.augment else None
         return (part if part is not None else self.train).batches(
             self.plan.batch_size,
             order=seeding.generator(self.run.seed, "order", *turn),
@@ -252,18 +278,24 @@ class Context:
         return whole
 
     def encoder_backward(self, forward: Forward, gradients: Mapping[str, Tensor]) -> None:
-        """Run phase two: continue into the encoders of the modalities in `gradients`; the others stay untouched."""
-        outputs = [forward.encoded[name] for name in gradients]
-        torch.autograd.backward(
-            outputs, [value.to(out.dtype) for value, out in zip(gradients.values(), outputs, strict=True)]
-        )
+        """Run phase two: continue into the encoders of the modalities in `gradients`; the others stay untouched.
+
+        So do encoders that the method does not train.
+        """
+        outputs = {name: forward.encoded[name] for name in gradients if forward.encoded[name].requires_grad}
+        if outputs:
+            torch.autograd.backward(
+                list(outputs.values()), [gradients[name].to(output.dtype) for name, output in outputs.items()]
+            )
 
     def encoder_gradients(self, forward: Forward, gradients: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         """Return the parameter gradients that feature gradients `(B, d_m)` cause, without touching `.grad`."""
         result = {}
         for name, gradient in gradients.items():
-            parameters = {key: value for key, value in self._encoders[name].items() if value.requires_grad}
             output = forward.encoded[name]
+            if not output.requires_grad:
+                continue
+            parameters = {key: value for key, value in self._encoders[name].items() if value.requires_grad}
             values = torch.autograd.grad(
                 output, list(parameters.values()), gradient.to(output.dtype), retain_graph=True, materialize_grads=True
             )
@@ -285,9 +317,9 @@ class Context:
 
     def update(self, loss: Tensor) -> None:
         """Clip, take the optimiser step, clear all gradients, and record the loss."""
-        if self.run.clip_norm is not None:
+        if self.run.protocol.clip_norm is not None:
             trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-            torch.nn.utils.clip_grad_norm_(trained, self.run.clip_norm)
+            torch.nn.utils.clip_grad_norm_(trained, self.run.protocol.clip_norm)
         self.step_optimizer()
         for parameter in self._parameters:
             parameter.grad = None
@@ -310,3 +342,35 @@ class Context:
         side.start(self.epoch)
         side.set_lr(self.lr)
         return side
+
+
+C = TypeVar("C", bound=Context)
+
+
+def begin(
+    method: Method,
+    model: MultimodalModel,
+    protocol: Protocol,
+    seed: int,
+    train: Part | None,
+    val: Part | None,
+    *,
+    diagnostics: Diagnostics | None = None,
+    counter: PassCounter | None = None,
+    autocast: Autocast = contextlib.nullcontext,
+    kind: type[C] = Context,  # type: ignore[assignment]
+) -> C:
+    """Return the context of a new run; parameters that the method does not train are frozen."""
+    parameters = method.parameters(model)
+    trained = {id(parameter) for parameter in parameters.values()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in trained)
+    plan = Plan(
+        protocol.epochs,
+        0 if train is None else len(train),
+        0 if val is None else len(val),
+        method.task.modalities,
+        protocol.batch_size,
+    )
+    run = Run(method.task, plan, train, val, seed, protocol, autocast, counter)
+    return kind(run, model, parameters, diagnostics=diagnostics)

@@ -17,8 +17,8 @@ from benchmark.protocol import Experiment, validated
 def _declared(file: Path, modified: int) -> dict[str, dict[str, Any]]:  # noqa: ARG001 - `modified` keeps the cache honest
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise UsageError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{file} cannot be read as YAML: {' '.join(str(error).split())}") from None
     declared = content.get("experiments") if isinstance(content, dict) else None
     if not isinstance(declared, dict):
         raise UsageError(f"{file} has no `experiments:` mapping. Add one experiment per key.")

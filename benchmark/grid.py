@@ -19,7 +19,7 @@ from benchmark import executors
 from benchmark.errors import CellError, UsageError
 from benchmark.executors import Failure, Outcomes
 from benchmark.protocol import Cell, Experiment, canonical, digest
-from benchmark.registry import DATASETS
+from benchmark.registry import BACKBONES, DATASETS, FUSIONS
 from benchmark.run import check_cell, run_cell
 from benchmark.store import (
     CorruptResultError,
@@ -105,8 +105,8 @@ def description(experiment: Experiment) -> dict[str, Any]:
         "protocol_version": PROTOCOL_VERSION,
         "protocol": digest(experiment.protocol.model_dump(mode="json")),
         "datasets": {name: DATASETS.entry(name).source_digest() for name in experiment.datasets},
-        "backbones": list(experiment.backbones),
-        "fusions": list(experiment.fusions),
+        "backbones": {name: BACKBONES.entry(name).source_digest() for name in experiment.backbones},
+        "fusions": {name: FUSIONS.entry(name).source_digest() for name in experiment.fusions},
         "seeds": experiment.seeds,
     }
 

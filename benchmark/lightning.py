@@ -11,17 +11,16 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
-from benchmark.context import Context, Run
+from benchmark.context import Context, begin
 from benchmark.data import Batch, Part
 from benchmark.diagnostics import Diagnostics
 from benchmark.errors import UsageError
 from benchmark.evaluation import accuracy
-from benchmark.method import Plan
 from benchmark.model import MultimodalModel
 from benchmark.protocol import Protocol, validated
 from benchmark.registry import FUSIONS, METHODS
 from benchmark.task import Task
-from benchmark.training import initialised, learning_rate
+from benchmark.training import initialised
 
 
 class _TrainerContext(Context):
@@ -135,21 +134,25 @@ class BalancedModule(LightningModule):
                 f"The Trainer runs {self.trainer.max_epochs} epochs, the protocol {self.protocol.epochs}. "
                 "Make them equal: methods plan their phases over the protocol's epochs."
             )
-        modalities = self.method.task.modalities
+        if self.trainer.world_size > 1:
+            raise UsageError(f"The Trainer uses {self.trainer.world_size} processes, methods see one. Use devices=1.")
+        if str(self.trainer.precision) != self.protocol.precision:
+            raise UsageError(
+                f"The Trainer computes in {self.trainer.precision}, the protocol in {self.protocol.precision}. "
+                "Make them equal."
+            )
         train, val = self.train_part, self.val_part
-        run = Run(
-            task=self.method.task,
-            plan=Plan(self.protocol.epochs, len(train or ()), len(val or ()), modalities, self.protocol.batch_size),
-            train=train.to(self.device) if train is not None else None,
-            val=val.to(self.device) if val is not None else None,
-            seed=self.seed,
-            optimizer=self.protocol.optimizer,
-            clip_norm=self.protocol.clip_norm,
-            augment=self.protocol.augment,
+        self.diagnostics = Diagnostics(self.method.task.modalities, self.device)
+        self.context = begin(
+            self.method,
+            self.model,
+            self.protocol,
+            self.seed,
+            None if train is None else train.to(self.device),
+            None if val is None else val.to(self.device),
+            diagnostics=self.diagnostics,
+            kind=_TrainerContext,
         )
-        self.diagnostics = Diagnostics(modalities, self.device)
-        parameters = self.method.parameters(self.model)
-        self.context = _TrainerContext(run, self.model, parameters, diagnostics=self.diagnostics)
         self.context.module = self
         if self._restored:
             named = dict(self.model.named_parameters())
@@ -163,10 +166,7 @@ class BalancedModule(LightningModule):
         if self._entered != epoch:
             self._entered = epoch
             self.model.train()
-            self.context.start(epoch)
-            schedule, epochs = self.protocol.schedule, self.protocol.epochs
-            self.context.set_lr(learning_rate(self.protocol.optimizer.lr, schedule, epoch, epochs))
-            self.method.start_epoch(self.context)
+            self.context.enter(self.method, epoch)
 
     def train_dataloader(self) -> _Epochs:
         """Return the method's own batches of the training part."""

@@ -31,7 +31,7 @@ REFERENCE = "joint"
 class MethodOptions(BaseModel):
     """Hyper-parameters and readings of a method: validated, immutable, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def option(default: Any, meaning: str, **constraints: Any) -> Any:
@@ -223,4 +223,4 @@ class Method:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned; its tensors come back on the CPU."""

@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from benchmark.errors import UsageError
-from benchmark.registry import BACKBONES, DATASETS, FUSIONS, METHODS, Registry, digest_of_external
+from benchmark.registry import BACKBONES, DATASETS, FUSIONS, METHODS, Registry
 from benchmark.version import PROTOCOL_VERSION
 
 M = TypeVar("M", bound=BaseModel)
@@ -65,7 +65,7 @@ def validated(model: type[M], data: Any, what: str) -> M:
 class Frozen(BaseModel):
     """Immutable configuration in which an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Optimizer(Frozen):
@@ -129,21 +129,21 @@ class Cell(Frozen):
         return self.model_dump(mode="json")
 
     def key(self) -> str:
-        """Return the sha256 of configuration, method source, dataset source and protocol version.
+        """Return the sha256 of configuration, sources and protocol version.
 
         Option defaults are part of the method's source, so they need not be spelled out (and torch need not be
         imported).
         """
-        return digest(
-            {
-                "cell": self.identity(),
-                "method": METHODS.entry(self.method).source_digest(),
-                "dataset": DATASETS.entry(self.dataset).source_digest(),
-                "backbone": digest_of_external(BACKBONES.entry(self.backbone)),
-                "fusion": digest_of_external(FUSIONS.entry(self.fusion)),
-                "protocol_version": PROTOCOL_VERSION,
-            }
-        )
+        return digest({"cell": self.identity(), "sources": self.sources(), "protocol_version": PROTOCOL_VERSION})
+
+    def sources(self) -> dict[str, str]:
+        """Return the source digests (sha256) of method, dataset, backbone and fusion."""
+        return {
+            "method": METHODS.entry(self.method).source_digest(),
+            "dataset": DATASETS.entry(self.dataset).source_digest(),
+            "backbone": BACKBONES.entry(self.backbone).source_digest(),
+            "fusion": FUSIONS.entry(self.fusion).source_digest(),
+        }
 
     def describe(self) -> str:
         """Return the cell in one line for messages and progress."""
@@ -186,12 +186,12 @@ class Experiment(Frozen):
     reference: str = "joint"
     baselines: Rows
     proposed: Rows = {}
-    metrics: tuple[Metric, ...] = ("accuracy", "balance_factor")
+    metrics: tuple[Metric, ...] = Field(("accuracy", "balance_factor"), min_length=1)
     selection: Selection = "best_val"
     published: PublishedTable | None = None
 
     def model_post_init(self, _context: Any) -> None:
-        """Refuse names that no registry knows and a reference that is not a row."""
+        """Refuse names that no registry knows, a reference that is not a row, and a method in both groups."""
         known: list[tuple[Registry[Any], tuple[str, ...]]] = [
             (DATASETS, self.datasets),
             (BACKBONES, self.backbones),
@@ -201,6 +201,8 @@ class Experiment(Frozen):
         for registry, names in known:
             for name in names:
                 registry.entry(name)
+        for name in self.baselines.keys() & self.proposed.keys():
+            raise UsageError(f"Experiment {self.name!r}: {name!r} is a baseline and proposed. Keep one of them.")
         if self.reference not in self.baselines:
             raise UsageError(
                 f"Experiment {self.name!r}: reference {self.reference!r} is not among its baselines "

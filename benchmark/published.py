@@ -10,7 +10,7 @@ from typing import Literal
 import yaml
 
 from benchmark.errors import DataError, UsageError
-from benchmark.paths import results_home
+from benchmark.paths import SOURCE_ROOT
 from benchmark.protocol import Experiment, Frozen, Row, validated
 from benchmark.statistics import summarise, t_interval
 
@@ -157,7 +157,7 @@ def load_published(paper: str, table: str, folder: Path | None = None) -> Publis
     Raises UsageError for a paper, a table or a field that is not there and DataError for an unreadable
     number.
     """
-    folder = folder or results_home() / "published"
+    folder = folder or SOURCE_ROOT / "results/published"
     protocols = yaml.safe_load((folder / PROTOCOLS).read_text(encoding="utf-8"))
     if paper not in protocols:
         raise UsageError(

@@ -11,7 +11,7 @@ import ast
 import hashlib
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import entry_points
@@ -51,7 +51,10 @@ class Entry:
         if self.origin == OWN:
             location = SOURCE_ROOT.joinpath(top, *rest)
             return location if location.is_dir() else location.with_suffix(".py")
-        spec = importlib.util.find_spec(self.module)
+        try:
+            spec = importlib.util.find_spec(self.module)
+        except ImportError:
+            spec = None
         if spec is None or spec.origin is None:
             raise EquipoiseError(
                 f"{self.kind} {self.name!r}: module {self.module!r} of {self.origin} not found. Reinstall it."
@@ -68,21 +71,25 @@ class Entry:
         return text.partition("\n")[0]
 
     def source_files(self) -> list[Path]:
-        """Files whose content decides what the entry does: its own and the sibling modules it imports."""
-        if self.path.is_dir():
-            return sorted(p for p in self.path.rglob("*") if p.suffix in _SOURCE_SUFFIXES and p.is_file())
+        """Files whose content decides what the entry does: its own, and what it imports of its package's own code.
+
+        An entry of the harness counts alone: the rest of the harness is covered by the protocol version.
+        """
+        root = self.path.parents[len(self.module.split(".")) - 1]
+        top = self.module.split(".")[0]
+        families = () if top == "benchmark" else _FAMILIES.get(top, (top,))
         found: set[Path] = set()
-        queue = [self.path]
+        queue = _sources(self.path)
         while queue:
             file = queue.pop()
             if file not in found:
                 found.add(file)
-                queue.extend(_sibling_imports(file, self.module))
+                queue.extend(_imported(file, root, families))
         return sorted(found)
 
     def source_digest(self) -> str:
         """Sha256 over `source_files`; part of a cell's key, so that an edited method never reuses an old result."""
-        base = self.path if self.path.is_dir() else self.path.parent.parent
+        base = self.path.parents[len(self.module.split(".")) - 1]
         digest = hashlib.sha256()
         for file in self.source_files():
             content = file.read_bytes().replace(b"\r\n", b"\n")
@@ -91,21 +98,36 @@ class Entry:
         return digest.hexdigest()
 
 
-def _sibling_imports(file: Path, module: str) -> Iterator[Path]:
-    """Yield the files of the entry's own package family that `file` imports (the harness is covered by its version)."""
-    families = {"baselines", "methods"} if module.split(".")[0] in ("baselines", "methods") else {module.split(".")[0]}
-    root = file.parents[len(module.split(".")) - 1]
+_FAMILIES = {"baselines": ("baselines", "methods"), "methods": ("baselines", "methods")}
+"""Top-level packages whose modules share code with one another; any other package keeps to itself."""
+
+
+def _sources(path: Path) -> list[Path]:
+    """Return a module's file, or a package folder's code and the tables it reads."""
+    if path.is_file():
+        return [path]
+    return [file for file in path.rglob("*") if file.suffix in _SOURCE_SUFFIXES and file.is_file()]
+
+
+def _imported(file: Path, root: Path, families: Collection[str]) -> Iterator[Path]:
+    """Yield the files below `root` that a Python file imports from the packages `families`."""
+    if file.suffix != ".py":
+        return
+    package = file.relative_to(root).parent.parts
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            targets = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            targets = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            targets = [tuple(alias.name.split(".")) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else ()
+            stem = (*start, *(node.module.split(".") if node.module else ()))
+            targets = [stem, *((*stem, alias.name) for alias in node.names)]
         else:
             continue
         for target in targets:
-            candidate = root.joinpath(*target.split(".")).with_suffix(".py")
-            if target.split(".")[0] in families and candidate.is_file():
-                yield candidate
+            if target and target[0] in families:
+                module = root.joinpath(*target)
+                candidates = (module.with_suffix(".py"), module / "__init__.py")
+                yield from (candidate for candidate in candidates if candidate.is_file())
 
 
 class Registry(Generic[T]):
@@ -175,10 +197,10 @@ def _plugins(kind: str, group: str) -> Iterator[Entry]:
 def _refuse_shadowed(top: str) -> None:
     """Raise when another installed package hides one of ours (`datasets` is also a popular package)."""
     spec = importlib.util.find_spec(top)
-    locations = list(spec.submodule_search_locations or []) if spec else []
-    if str(SOURCE_ROOT / top) not in locations:
+    locations = [Path(folder).resolve() for folder in (spec.submodule_search_locations or ())] if spec else []
+    if SOURCE_ROOT / top not in locations:
         raise UsageError(
-            f"Package {top!r} resolves to {locations or 'nothing'}, not to {SOURCE_ROOT / top}. "
+            f"Package {top!r} resolves to {', '.join(map(str, locations)) or 'nothing'}, not to {SOURCE_ROOT / top}. "
             "Another installed package shadows it: run from the project's own environment."
         )
 
@@ -223,11 +245,6 @@ FUSIONS: Registry[Fusion] = Registry(
     "benchmark.fusion:Fusion",
     "equipoise.fusions",
 )
-
-
-def digest_of_external(entry: Entry) -> str | None:
-    """Return the source digest of another package's backbone or fusion; the protocol version covers ours."""
-    return None if entry.origin == OWN else entry.source_digest()
 
 
 def registries() -> dict[str, Registry[Any]]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from benchmark.data import TaskData
     from benchmark.method import Method
 
+_SOURCES = ("benchmark", "baselines", "methods", "datasets")
 _VERSIONED = ("torch", "pytorch-lightning", "numpy", "scikit-learn")
 
 
@@ -68,16 +69,15 @@ def _data(dataset: str, split: str | None, device: str) -> TaskData:
 def run_cell(cell: Cell, work: Path | None = None) -> dict[str, Any]:
     """Train one cell and return its record; `work` keeps the checkpoint of an interrupted run."""
     import torch
-    from lightning_fabric import Fabric
 
     from benchmark.memory import PeakMemory
-    from benchmark.training import fit
+    from benchmark.training import cpu_or_cuda, fit
 
     method = build_method(cell)
     # Deterministic kernels, and for cuBLAS the workspace they need; an operation that has none warns and goes on.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    fabric = Fabric(accelerator="auto", devices=1, precision=cell.protocol.precision)
+    fabric = cpu_or_cuda(cell.protocol.precision)
     data = _data(cell.dataset, cell.protocol.split, str(fabric.device))
     key = cell.key()
     checkpoint = work / "checkpoint.ckpt" if work is not None else None
@@ -90,6 +90,7 @@ def run_cell(cell: Cell, work: Path | None = None) -> dict[str, Any]:
         "schema": RESULT_SCHEMA,
         "key": key,
         "cell": cell.identity(),
+        "sources": cell.sources(),
         "options": method.options.model_dump(mode="json"),
         "modalities": list(method.task.modalities),
         "classes": method.task.classes,
@@ -115,7 +116,7 @@ def _commit() -> tuple[str | None, bool | None]:
         ).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", *_SOURCES))
     except (OSError, subprocess.SubprocessError):
         return None, None
 

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning_fabric import Fabric
 
 from benchmark import seeding
-from benchmark.context import Context, Run
+from benchmark.context import Context, begin
 from benchmark.diagnostics import Diagnostics, PassCounter
 from benchmark.errors import CellError
 from benchmark.evaluation import evaluate
-from benchmark.method import Method, Passes, Plan
+from benchmark.method import Method, Passes
 from benchmark.model import MultimodalModel
-from benchmark.protocol import Protocol, Schedule
+from benchmark.protocol import Protocol
 
 if TYPE_CHECKING:
     from benchmark.data import Part
+
+log = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 60.0
 """A cell shorter than this is cheaper to repeat than to checkpoint."""
@@ -41,13 +45,9 @@ class Fit:
     seconds: float = 0.0
 
 
-def learning_rate(base: float, schedule: Schedule, epoch: int, epochs: int) -> float:
-    """Return the learning rate of an epoch (from 0); cosine falls to 0 after the last one."""
-    if schedule.name == "cosine":
-        return base * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
-    if schedule.name == "step":
-        return base * schedule.gamma ** (epoch // schedule.every)
-    return base
+def cpu_or_cuda(precision: str) -> Fabric:
+    """Return a Fabric on the first CUDA device, or on the CPU: energies need float64, which no other device has."""
+    return Fabric(accelerator="cuda" if torch.cuda.is_available() else "cpu", devices=1, precision=precision)  # type: ignore[arg-type]
 
 
 def initialised(method: Method, seed: int) -> MultimodalModel:
@@ -73,7 +73,7 @@ def fit(
     With a `checkpoint` path the run is saved at epoch ends, and continued from there if the file exists: the metrics
     of an interrupted run equal those of an undisturbed one bit for bit. Raises CellError on a non-finite loss.
     """
-    fabric = fabric or Fabric(accelerator="auto", devices=1, precision=protocol.precision)
+    fabric = fabric or cpu_or_cuda(protocol.precision)
     with seeding.isolated():
         return _Loop(method, parts, protocol, seed, fabric, checkpoint, checkpoint_seconds).run(on_epoch)
 
@@ -91,33 +91,26 @@ class _Loop:
         checkpoint: Path | None,
         checkpoint_seconds: float,
     ) -> None:
-        self.method, self.parts, self.protocol, self.seed, self.fabric = method, parts, protocol, seed, fabric
+        self.method, self.protocol, self.fabric = method, protocol, fabric
         self.checkpoint, self.checkpoint_seconds = checkpoint, checkpoint_seconds
         modalities = method.task.modalities
-        model = initialised(method, seed)
-        model = model.to(fabric.device).train()
+        model = initialised(method, seed).to(fabric.device).train()
+        self.parts = {name: part.to(fabric.device) for name, part in parts.items()}
         self.counter = PassCounter(modalities)
         self.counter.watch(model.encoders)
         self.diagnostics = Diagnostics(modalities, fabric.device)
-        train, val = parts["train"], parts["val"]
-        mixed = protocol.precision == "bf16-mixed"
-        run = Run(
-            task=method.task,
-            plan=Plan(protocol.epochs, len(train), len(val), modalities, protocol.batch_size),
-            train=train,
-            val=val,
-            seed=seed,
-            optimizer=protocol.optimizer,
-            clip_norm=protocol.clip_norm,
-            augment=protocol.augment,
-            autocast=fabric.autocast if mixed else contextlib.nullcontext,
+        self.ctx = begin(
+            method,
+            model,
+            protocol,
+            seed,
+            self.parts["train"],
+            self.parts["val"],
+            diagnostics=self.diagnostics,
             counter=self.counter,
+            autocast=fabric.autocast if protocol.precision == "bf16-mixed" else contextlib.nullcontext,
+            kind=Context,
         )
-        parameters = method.parameters(model)
-        trained = {id(parameter) for parameter in parameters.values()}
-        for parameter in model.parameters():
-            parameter.requires_grad_(id(parameter) in trained)
-        self.ctx = Context(run, model, parameters, diagnostics=self.diagnostics)
         self.result = Fit(model)
 
     def run(self, on_epoch: Callable[[dict[str, Any]], None] | None) -> Fit:
@@ -138,11 +131,8 @@ class _Loop:
 
     def _epoch(self, epoch: int) -> dict[str, Any]:
         ctx, method, protocol = self.ctx, self.method, self.protocol
-        torch.manual_seed(seeding.derive(self.seed, "layers", epoch))
         started = time.perf_counter()
-        ctx.start(epoch)
-        ctx.set_lr(learning_rate(protocol.optimizer.lr, protocol.schedule, epoch, protocol.epochs))
-        method.start_epoch(ctx)
+        ctx.enter(method, epoch)
         for batch in method.batches(ctx):
             method.step(batch, ctx)
         loss = ctx.mean_loss()
@@ -180,10 +170,21 @@ class _Loop:
         self.fabric.save(partial, state)
         partial.replace(path)
 
-    def _resume(self) -> None:
+    def _saved(self) -> dict[str, Any] | None:
+        """Return the checkpoint's content, None without one; a damaged one is dropped and the run starts anew."""
         if self.checkpoint is None or not self.checkpoint.exists():
+            return None
+        try:
+            return dict(self.fabric.load(self.checkpoint, weights_only=True))
+        except (EOFError, OSError, RuntimeError, UnpicklingError) as error:
+            log.warning("%s cannot be read (%s): the run starts anew.", self.checkpoint, type(error).__name__)
+            self.checkpoint.unlink()
+            return None
+
+    def _resume(self) -> None:
+        state = self._saved()
+        if state is None:
             return
-        state = self.fabric.load(self.checkpoint, weights_only=True)
         self.ctx.model.load_state_dict(state["model"])
         named = dict(self.ctx.model.named_parameters())
         self.ctx.reset_optimizer({name: named[name] for name in state["trained"]})

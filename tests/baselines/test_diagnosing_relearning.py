@@ -193,7 +193,7 @@ def _method(**options: Any) -> DiagnosingRelearning:
 def _context(method: Method) -> Context:
     """Return a context after one epoch of training."""
     model = initialised(method, 0).train()
-    run = Run(TASK, PLAN, PARTS["train"], PARTS["val"], 0, PROTOCOL.optimizer)
+    run = Run(TASK, PLAN, PARTS["train"], PARTS["val"], 0, PROTOCOL)
     ctx = Context(run, model, method.parameters(model))
     for batch in ctx.batches():
         method.step(batch, ctx)

@@ -181,7 +181,14 @@ def prepare(train: Part | None = None, epochs: int = EPOCHS, **options: Any) -> 
     model = method.build()
     train = train or part()
     plan = Plan(epochs, len(train), 9, ("a", "b"), 16)
-    run = Run(method.task, plan, train, part(9), 0, Optimizer(lr=0.1))
+    run = Run(
+        method.task,
+        plan,
+        train,
+        part(9),
+        0,
+        Protocol(epochs=plan.epochs, batch_size=plan.batch_size, optimizer=Optimizer(lr=0.1)),
+    )
     return method, Context(run, model, method.parameters(model))
 
 
@@ -356,7 +363,7 @@ class TestOptions:
             ({"a": 1.0, "b": 1.0, "fused": 1.0}, "sum to 1, found 3"),
             ({}, "sum to 1, found 0"),
             ({"a": -0.5, "fused": 1.5}, "greater than or equal to 0"),
-            ({"a": float("nan")}, "greater than or equal to 0"),
+            ({"a": float("nan")}, "finite number"),
         ],
     )
     def test_wrong_weights_are_refused(self, weights: dict[str, float], message: str) -> None:

@@ -16,7 +16,7 @@ from benchmark.data import Batch, Part
 from benchmark.diagnostics import PassCounter
 from benchmark.gradients import cosine, flatten
 from benchmark.method import Passes, Plan
-from benchmark.protocol import Optimizer
+from benchmark.protocol import Optimizer, Protocol
 from benchmark.task import Task
 
 
@@ -151,7 +151,16 @@ def prepare(opposed: bool, **options: Any) -> tuple[MMPareto, Context, Batch]:
         head.weight.data.copy_(-weight if opposed else weight)  # type: ignore[operator]
     part = Part.from_tensors({m: torch.randn(6, 3) for m in "ab"}, torch.randint(3, (6,)))
     plan = Plan(1, 6, 6, ("a", "b"), 6)
-    run = Run(task, plan, part, part, 0, Optimizer(lr=1.0, momentum=0.0, weight_decay=0.0))
+    run = Run(
+        task,
+        plan,
+        part,
+        part,
+        0,
+        Protocol(
+            epochs=plan.epochs, batch_size=plan.batch_size, optimizer=Optimizer(lr=1.0, momentum=0.0, weight_decay=0.0)
+        ),
+    )
     return method, Context(run, model, method.parameters(model)), next(part.batches(6))
 
 

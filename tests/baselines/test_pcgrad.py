@@ -18,7 +18,7 @@ from benchmark.diagnostics import PassCounter
 from benchmark.gradients import cosine, flatten
 from benchmark.method import Passes, Plan
 from benchmark.model import MultimodalModel
-from benchmark.protocol import Optimizer
+from benchmark.protocol import Optimizer, Protocol
 from benchmark.task import Task
 
 THREE = [torch.tensor(g, dtype=torch.float64) for g in ([2, 0, 1], [-1, 1, 0], [0, -1, -1])]
@@ -169,7 +169,16 @@ def prepare(modalities: str = "ab", **options: Any) -> tuple[PCGrad, Context, Ba
         head.weight.data.copy_(-model.head.weight.data[:, model.fusion.slices[m]])  # type: ignore[operator]
     part = Part.from_tensors({m: torch.randn(6, 3) for m in modalities}, torch.randint(3, (6,)))
     plan = Plan(1, 6, 6, tuple(modalities), 6)
-    run = Run(method.task, plan, part, part, 0, Optimizer(lr=1.0, momentum=0.0, weight_decay=0.0))
+    run = Run(
+        method.task,
+        plan,
+        part,
+        part,
+        0,
+        Protocol(
+            epochs=plan.epochs, batch_size=plan.batch_size, optimizer=Optimizer(lr=1.0, momentum=0.0, weight_decay=0.0)
+        ),
+    )
     return method, Context(run, model, method.parameters(model)), next(part.batches(6))
 
 

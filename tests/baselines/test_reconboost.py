@@ -178,7 +178,7 @@ def _method(modalities: str = "ab", **options: Any) -> ReconBoost:
 def _context(method: Method) -> Context:
     model = initialised(method, 0).train()
     plan = Plan(7, 40, 15, method.task.modalities, 8)
-    run = Run(method.task, plan, PARTS["train"], PARTS["val"], 0, PROTOCOL.optimizer)
+    run = Run(method.task, plan, PARTS["train"], PARTS["val"], 0, PROTOCOL)
     return Context(run, model, method.parameters(model))
 
 

@@ -140,7 +140,7 @@ def _context(method: Method) -> Context:
     """Return a context at the start of the first epoch after the official warm-up."""
     model = initialised(method, 0).train()
     plan = Plan(6, 40, 15, method.task.modalities, 8)
-    run = Run(method.task, plan, PARTS["train"], PARTS["val"], 0, PROTOCOL.optimizer)
+    run = Run(method.task, plan, PARTS["train"], PARTS["val"], 0, PROTOCOL)
     ctx = Context(run, model, method.parameters(model))
     for batch in ctx.batches():
         method.step(batch, ctx)

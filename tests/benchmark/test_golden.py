@@ -23,7 +23,7 @@ def golden_cell(name: str) -> dict[str, Any]:
     protocol = Protocol(
         epochs=EPOCHS,
         batch_size=BATCH,
-        optimizer=Optimizer(lr=0.05),
+        optimizer=Optimizer(lr=0.05, weight_decay=0.01),
         schedule=Schedule(name="cosine"),
         clip_norm=1.0,
     )
@@ -31,10 +31,10 @@ def golden_cell(name: str) -> dict[str, Any]:
     last = run.epochs[-1]
     return {
         "steps": run.steps,
-        "loss": [round(record["loss"], 5) for record in run.epochs],
-        "val_loss": round(last["val"]["loss"], 5),
+        "loss": [round(record["loss"], 6) for record in run.epochs],
+        "val_loss": round(last["val"]["loss"], 6),
         "balance_factor": round(last["balance_factor"], 5),
-        "energy": {modality: round(value, 6) for modality, value in last["energy"].items()},
+        "energy": {modality: round(value, 9) for modality, value in last["energy"].items()},
         "cosine": round(last["cosine"]["mean"], 5),
     }
 
@@ -54,4 +54,4 @@ def test_the_golden_cells_train_as_this_protocol_version_says() -> None:
     for name in ("joint", "rgm"):
         for field, value in golden[name].items():
             # Another processor sums in another order; another semantics is far from this.
-            assert now[name][field] == pytest.approx(value, rel=2e-3, abs=2e-6), f"{name}.{field}: {advice}"
+            assert now[name][field] == pytest.approx(value, rel=1e-4, abs=1e-7), f"{name}.{field}: {advice}"

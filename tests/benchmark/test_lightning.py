@@ -138,3 +138,26 @@ def test_epochs_of_trainer_and_protocol_must_agree(tmp_path: Path) -> None:
 def test_an_encoder_without_width_is_refused() -> None:
     with pytest.raises(UsageError, match="Encoder 'm0' has no `width`"):
         BalancedModule("joint", {"m0": torch.nn.Linear(1, 1)}, 3, check_protocol())
+
+
+def test_precision_of_trainer_and_protocol_must_agree(tmp_path: Path) -> None:
+    protocol = check_protocol().model_copy(update={"precision": "bf16-mixed"})
+    with pytest.raises(UsageError, match="The Trainer computes in 32-true, the protocol in bf16-mixed"):
+        trainer(tmp_path).fit(BalancedModule("joint", ENCODERS, TASK.classes, protocol, train=PARTS["train"]))
+
+
+class Dropping(Tiny):
+    """An encoder with a random layer."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.dropout(super().forward(inputs), 0.3, self.training)
+
+
+def test_random_layers_draw_what_they_draw_in_our_loop(tmp_path: Path) -> None:
+    encoders = {name: Dropping(8) for name in TASK.modalities}
+    trained = BalancedModule("joint", encoders, TASK.classes, check_protocol(), train=PARTS["train"])
+    trainer(tmp_path).fit(trained)
+    method = METHODS.load("joint")
+    task = replace(TASK, backbone=lambda name, _shape: copy.deepcopy(encoders[name]))
+    expected = fit(method(method.Options(), task), PARTS, check_protocol(), 0).model.state_dict()
+    assert [key for key, value in trained.model.state_dict().items() if not torch.equal(value, expected[key])] == []

@@ -86,6 +86,34 @@ def test_the_digest_follows_the_file_and_what_it_imports_from_its_family(
     assert digest() != before
 
 
+def test_relative_imports_and_packages_of_the_family_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    package = tmp_path / "pkgx"
+    for name, text in {
+        "__init__.py": "",
+        "methods/__init__.py": "",
+        "methods/rel.py": "from .near import f\nfrom ..helper import g\nimport pkgx.sub\nimport json\n",
+        "methods/near.py": "f = 1\n",
+        "helper.py": "from pkgx.deep import h\n",
+        "deep.py": "h = 1\n",
+        "sub/__init__.py": "",
+        "unused.py": "",
+    }.items():
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text(text)
+    found = {str(file.relative_to(package)) for file in entry("rel", "pkgx.methods.rel", "pkgx").source_files()}
+    assert found >= {"methods/rel.py", "methods/near.py", "helper.py", "deep.py", "sub/__init__.py"}
+    assert "unused.py" not in found
+
+
+def test_a_dataset_counts_what_it_imports_of_another_dataset() -> None:
+    assert SOURCE_ROOT / "datasets/digits/images.py" in DATASETS.entry("av_digits").source_files()
+
+
+def test_an_own_backbone_counts_with_its_file_alone() -> None:
+    assert BACKBONES.entry("small").source_files() == [SOURCE_ROOT / "benchmark/backbones/small.py"]
+
+
 def test_line_endings_do_not_change_the_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmark.registry.SOURCE_ROOT", tmp_path)
     (tmp_path / "baselines").mkdir()

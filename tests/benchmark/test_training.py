@@ -7,17 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from baselines.joint import Joint
 from benchmark.conformance_task import Widths, check_parts, check_task
-from benchmark.context import Context, Forward
+from benchmark.context import Context, Forward, begin, learning_rate
 from benchmark.data import Batch
 from benchmark.errors import CellError
 from benchmark.method import Method
+from benchmark.model import MultimodalModel
 from benchmark.protocol import Optimizer, Protocol, Schedule
-from benchmark.training import Fit, fit, initialised, learning_rate
+from benchmark.training import Fit, fit, initialised
 
 TASK = check_task(2, Widths.UNEQUAL)
 PARTS = check_parts(2)
@@ -177,3 +178,53 @@ def test_bfloat16_trains_with_float32_gradients_at_the_features() -> None:
     run = fit(Watching(Joint.Options(), TASK), PARTS, protocol(precision="bf16-mixed"), 0)
     assert seen == {torch.float32}
     assert run.epochs[-1]["loss"] < run.epochs[0]["loss"]
+
+
+class OneEncoder(Joint):
+    """Trains the first encoder and the head; the second encoder stays as it is."""
+
+    def parameters(self, model: MultimodalModel) -> dict[str, nn.Parameter]:
+        return {name: value for name, value in model.named_parameters() if not name.startswith("encoders.m1.")}
+
+
+def test_an_encoder_that_is_not_trained_stays_untouched() -> None:
+    start = initialised(joint(), 0).state_dict()
+    trained = fit(OneEncoder(Joint.Options(), TASK), PARTS, protocol(), 0).model.state_dict()
+    name = "project.weight"
+    assert torch.equal(trained[f"encoders.m1.{name}"], start[f"encoders.m1.{name}"])
+    assert not torch.equal(trained[f"encoders.m0.{name}"], start[f"encoders.m0.{name}"])
+
+
+def test_a_damaged_checkpoint_is_dropped_and_the_run_starts_anew(tmp_path: Path) -> None:
+    file = tmp_path / "c.ckpt"
+    file.write_bytes(b"")
+    run = fit(joint(), PARTS, protocol(), 0, checkpoint=file)
+    assert run.epochs == fit(joint(), PARTS, protocol(), 0).epochs
+    assert not file.exists()
+
+
+class Dropped(Joint):
+    """Drops features at random, from the stream of random layers."""
+
+    def losses(self, forward: Forward, batch: Batch, ctx: Context) -> dict[str, Tensor]:
+        features = {name: functional.dropout(value, 0.5) for name, value in forward.features.items()}
+        return {"fused": functional.cross_entropy(forward.model.classify(features), batch.labels)}
+
+
+def test_random_layers_follow_the_seed_and_not_the_process() -> None:
+    torch.manual_seed(1)
+    first = fit(Dropped(Joint.Options(), TASK), PARTS, protocol(), 0)
+    torch.manual_seed(2)
+    assert equal(fit(Dropped(Joint.Options(), TASK), PARTS, protocol(), 0), first.model.state_dict())
+
+
+def test_a_part_of_a_forward_pass_reaches_the_same_features() -> None:
+    network = initialised(joint(), 0)
+    batch = next(PARTS["train"].batches(6))
+    ctx: Context = begin(joint(), network, protocol(), 0, PARTS["train"], PARTS["val"])
+    forward = ctx.forward(batch)
+    alone = forward.only("m0")
+    torch.testing.assert_close(alone.logits, network.classify({"m0": forward.features["m0"]}))
+    gradients = ctx.feature_gradients(forward, alone.logits.sum())
+    assert gradients["m0"].abs().sum() > 0
+    assert gradients["m1"].abs().sum() == 0
