@@ -27,6 +27,19 @@ COSTS = [
     ("remixing", {}, 1 / 6 + 5 / 6 * 4 / 3),
     # Alternating epochs: one of two modalities forward and backward, the other forward; then all of them.
     ("reconboost", {}, (2 / 3 + 1) / 2),
+    ("gradnorm", {}, 1.0),
+    ("agm", {}, 2.0),
+    ("pmr", {}, 1.04),
+    # One pass of the teachers and their training, about a joint run, before it.
+    ("imcl", {}, 7 / 3),
+    ("active_learning", {}, 1.0),
+    ("lfm", {}, 1.0),
+    ("arm", {}, 1.0),
+    ("inforeg", {}, 1.05),
+    ("mla", {}, 1.0),
+    ("gmd", {}, 5 / 3),
+    ("cggm", {}, 1.0),
+    ("balgrad", {}, 7 / 3),
     ("rgm", {}, 1.0),
 ]
 TOLERANCE = 0.10
