@@ -30,14 +30,6 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
     )
 
 
-def row_cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Return the cosine `(B,)` of corresponding rows of two matrices `(B, d)`, 0 where a row is negligible."""
-    norms = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=1)
-    return torch.where(
-        norms > NEGLIGIBLE_NORM**2, (a * b).sum(1) / norms.clamp_min(NEGLIGIBLE_NORM**2), torch.zeros_like(norms)
-    )
-
-
 def project_conflict(vector: Tensor, other: Tensor) -> Tensor:
     """Remove from `vector` `(P,)` its component along `other` if they conflict (negative inner product)."""
     inner = torch.dot(vector, other)

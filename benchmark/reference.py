@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -33,12 +33,16 @@ class CellMatch:
 
 @dataclass(frozen=True)
 class Match:
-    """The comparison of two tables; `missing` has no fresh values, `new` has none in the reference."""
+    """The comparison of two tables; `missing` has no fresh values, `new` has none in the reference.
+
+    `recipe` says what the two were trained with where that differs: then different numbers are no surprise.
+    """
 
     experiment: str
     cells: tuple[CellMatch, ...]
     missing: tuple[Place, ...]
     new: tuple[Place, ...]
+    recipe: tuple[str, ...] = ()
 
     @property
     def reproduced(self) -> bool:
@@ -74,6 +78,7 @@ class Match:
                 for cell in changed
             ]
             lines += [tabulate(rows, headers, "pipe", disable_numparse=True), ""]
+        lines += [f"- Trained differently: {difference}" for difference in self.recipe]
         for word, places in self._unmatched():
             lines += [f"- {word}: {_name(place)}" for place in places]
         lines.append(
@@ -146,7 +151,16 @@ def compare_tables(fresh: Mapping[str, Any], reference: Mapping[str, Any]) -> Ma
         cells=tuple(_match(place, ours[place], theirs[place], adjusted.get(place)) for place in places),
         missing=tuple(place for place in theirs if place not in ours),
         new=tuple(place for place in ours if place not in theirs),
+        recipe=tuple(_recipe_differences(fresh, reference)),
     )
+
+
+def _recipe_differences(fresh: Mapping[str, Any], reference: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the fields of protocol and seeds that differ, with both values."""
+    ours, theirs = ({**table["protocol"], "seeds": table["seeds"]} for table in (fresh, reference))
+    for field in sorted(ours.keys() | theirs.keys()):
+        if ours.get(field) != theirs.get(field):
+            yield f"{field} was {theirs.get(field)} in the reference, is {ours.get(field)}."
 
 
 def _match(place: Place, fresh: dict[int, float], reference: dict[int, float], p_holm: float | None) -> CellMatch:

@@ -334,7 +334,7 @@ def test_another_package_named_datasets_is_named(tmp_path: Path) -> None:
     result = equipoise("prepare", "digits", prefix=f"sys.path.insert(0, {str(tmp_path)!r})")
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
-    assert f"Package 'datasets' resolves to ['{tmp_path / 'datasets'}']" in result.stderr
+    assert f"Package 'datasets' resolves to {tmp_path / 'datasets'}" in result.stderr
     assert "run from the project's own environment" in result.stderr
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmark.gradients import cosine, flatten, min_norm_weight, project_conflict, row_cosine, unflatten
+from benchmark.gradients import cosine, flatten, min_norm_weight, project_conflict, unflatten
 
 A, B = torch.tensor([3.0, 1.0, -2.0]), torch.tensor([-1.0, 2.0, 4.0])
 
@@ -22,7 +22,6 @@ def test_cosine_of_conflicting_vectors() -> None:
 
 def test_cosine_with_a_zero_vector_is_zero() -> None:
     assert cosine(A, torch.zeros(3)).item() == 0.0
-    assert row_cosine(torch.stack([A, A]), torch.stack([A, torch.zeros(3)])).tolist() == pytest.approx([1.0, 0.0])
 
 
 def test_a_conflicting_component_is_removed() -> None:

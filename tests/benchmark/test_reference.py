@@ -23,6 +23,8 @@ def table(**values: list[float]) -> dict[str, Any]:
         "schema": 1,
         "experiment": "digits",
         "selection": "best_val",
+        "seeds": 5,
+        "protocol": {"epochs": 25, "optimizer": {"lr": 0.01}},
         "entries": [
             {"row": row, **place, "seeds": list(range(len(found))), "values": found} for row, found in values.items()
         ],
@@ -134,3 +136,11 @@ def test_a_table_of_another_schema_is_refused(tmp_path: Path, content: object) -
 def test_tables_of_different_experiments_or_rules_are_not_compared(field: str) -> None:
     with pytest.raises(UsageError, match=f"The fresh table has {field} 'other'"):
         compare_tables(table(joint=STABLE) | {field: "other"}, table(joint=STABLE))
+
+
+def test_another_recipe_is_named_with_both_values() -> None:
+    fresh = {**table(joint=STABLE), "protocol": {"epochs": 1, "optimizer": {"lr": 0.01}}}
+    found = compare_tables(fresh, table(joint=STABLE))
+    assert found.recipe == ("epochs was 25 in the reference, is 1.",)
+    assert "- Trained differently: epochs was 25 in the reference, is 1." in found.to_markdown()
+    assert compare_tables(table(joint=STABLE), table(joint=STABLE)).recipe == ()
