@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from benchmark.comparisons import Comparison, Detectable, Rank, Sample, detectable, families, ranks
-from benchmark.errors import UsageError
 from benchmark.protocol import Experiment, Row, Selection, canonical
 from benchmark.published import Published, Verdict
 from benchmark.scores import Column, Grid, Origin, Record
@@ -132,10 +131,6 @@ def _measures(experiment: Experiment, selection: Selection) -> tuple[Measure, ..
 def _rows(experiment: Experiment) -> list[TableRow]:
     rows: list[TableRow] = []
     for row in experiment.rows():
-        if any(row.label == other.label for other in rows):
-            raise UsageError(
-                f"Experiment {experiment.name!r} has two rows {row.label!r}. Give one of them a variant name."
-            )
         tag = f"P{1 + sum(other.proposed for other in rows)}" if row.proposed else ""
         rows.append(TableRow(row.label, row.method, row.variant, row.options, row.proposed, tag))
     return rows
@@ -211,8 +206,8 @@ def build_table(
     """Build the table of an experiment from the result records of its current cells.
 
     `selection` overrides the experiment's rule; `failures` are error records with `cell` and `error`.
-    Records of other cells are ignored. Raises SchemaError for a record of another schema, DataError for a
-    duplicate or an unreadable one and UsageError for two rows of one name.
+    Records of other cells are ignored. Raises SchemaError for a record of another schema and DataError for a
+    duplicate or an unreadable one.
     """
     grid = Grid(experiment, records)
     rows, columns = _rows(experiment), tuple(experiment.columns())

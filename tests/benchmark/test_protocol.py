@@ -70,6 +70,16 @@ def test_an_unknown_method_in_an_experiment_is_refused_with_the_nearest() -> Non
         experiment(proposed={"rgmm": {}})
 
 
+def test_a_method_in_both_groups_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"'joint' is a baseline and proposed\. Keep one"):
+        experiment(proposed={"joint": None})
+
+
+def test_infinite_numbers_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"protocol\.optimizer\.lr: Input should be a finite number\. Found inf"):
+        experiment(protocol={"epochs": 2, "optimizer": {"lr": float("inf")}})
+
+
 def test_a_reference_outside_the_rows_is_refused() -> None:
     with pytest.raises(UsageError, match=r"reference 'joint' is not among its baselines \(ogm_ge\)"):
         experiment(baselines={"ogm_ge": {}})

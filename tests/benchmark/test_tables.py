@@ -314,12 +314,6 @@ def test_a_record_without_its_numbers_is_named(damage: Record) -> None:
         build_table(experiment(), made)
 
 
-def test_two_rows_of_one_name_are_refused() -> None:
-    twice = experiment(proposed={"joint": None})
-    with pytest.raises(UsageError, match="two rows 'joint'"):
-        build_table(twice, [])
-
-
 def test_markdown_in_full(table: Table) -> None:
     assert render(table, "md").splitlines()[:8] == [
         "# Fixture",
