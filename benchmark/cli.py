@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from benchmark.errors import EquipoiseError, UsageError
+from benchmark.errors import INTERRUPTED, EquipoiseError, UsageError, disk_full
+from benchmark.executors import EXECUTORS
 
 if TYPE_CHECKING:
     from benchmark.protocol import Cell, Experiment
 
-INTERRUPTED = 130
 FORMATS = {"md": "md", "csv": "csv", "json": "json", "latex": "tex"}
 KINDS = ("methods", "baselines", "datasets", "backbones", "fusions", "experiments")
 
@@ -34,10 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         click.echo(f"Error: {error}", err=True)
         return error.exit_status
     except OSError as error:
-        from benchmark.store import disk_full, storage_error
-
         if not disk_full(error):
             raise
+        from benchmark.store import storage_error
+
         click.echo(f"Error: {storage_error(error, error.filename or 'a file')}", err=True)
         return EquipoiseError.exit_status
 
@@ -191,13 +191,13 @@ def _scores(recipe: Experiment, results: Sequence[tuple[Cell, dict[str, Any] | N
     for cell, record in results:
         if record is not None:
             found = {metric: score(record, metric, rule) for metric in recipe.metrics}
-            numbers = "  ".join(f"{name} {'-' if value is None else f'{value:.2f}'}" for name, value in found.items())
+            numbers = "  ".join(f"{name} {value:.2f}" for name, value in found.items())
             yield f"seed {cell.seed}  {numbers}"
 
 
 @cli.command()
 @click.argument("experiment")
-@click.option("--executor", type=click.Choice(["local"]), default="local", show_default=True)
+@click.option("--executor", type=click.Choice(list(EXECUTORS)), default="local", show_default=True)
 @click.option("-j", "--jobs", type=click.IntRange(min=1), help="Worker processes. Default: one per core.")
 @click.option("--method", "methods", multiple=True, help="Only this method's cells; may be repeated.")
 def grid(experiment: str, executor: str, jobs: int | None, methods: tuple[str, ...]) -> int:

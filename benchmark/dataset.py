@@ -8,7 +8,6 @@ prepare`.
 from __future__ import annotations
 
 import csv
-import errno
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, ClassVar
 
-from benchmark.errors import DataError, UsageError, unknown_name
+from benchmark.errors import DataError, UsageError, disk_full, unknown_name
 
 if TYPE_CHECKING:
     import torch
@@ -208,6 +207,6 @@ def leaves_folder(path: str) -> bool:
 def storage_error(error: OSError, file: Path | str, again: str) -> DataError:
     """Return the one sentence for a write that failed: a full disk, a missing permission."""
     again = f"run `{again}` again; finished files are kept."
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if disk_full(error):
         return DataError(f"The disk is full while writing {file}. Free some space and {again}")
     return DataError(f"Cannot write {file}: {error.strerror or error}. Correct that and {again}")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
 
 
 class EquipoiseError(Exception):
@@ -36,3 +40,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     nearest = get_close_matches(name, names, n=1)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
     return UsageError(f"Unknown {kind} {name!r}.{hint} Known: {', '.join(names) or 'none'}.")
+
+
+def disk_full(error: OSError) -> bool:
+    """Return whether no space, or none of the user's quota, was left."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)

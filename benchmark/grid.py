@@ -16,7 +16,7 @@ from typing import Any, Literal
 import click
 
 from benchmark import executors
-from benchmark.errors import CellError, UsageError
+from benchmark.errors import INTERRUPTED, CellError, UsageError, disk_full
 from benchmark.executors import Failure, Outcomes
 from benchmark.protocol import Cell, Experiment, canonical, digest
 from benchmark.registry import BACKBONES, DATASETS, FUSIONS
@@ -25,13 +25,11 @@ from benchmark.store import (
     CorruptResultError,
     StorageError,
     Store,
-    disk_full,
     storage_error,
     write_atomically,
 )
 from benchmark.version import PROTOCOL_VERSION
 
-INTERRUPTED = 130
 POLL_SECONDS = 0.5
 """How often cells that another grid trains are looked at."""
 

@@ -8,7 +8,6 @@ long as it is being written.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -23,7 +22,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from benchmark.errors import CellError, DataError, EquipoiseError, SchemaError
+from benchmark.errors import CellError, DataError, EquipoiseError, SchemaError, disk_full
 from benchmark.paths import results_home
 from benchmark.protocol import Cell, canonical
 from benchmark.version import RESULT_SCHEMA
@@ -56,11 +55,6 @@ class Status:
 
     state: State
     reason: str = ""
-
-
-def disk_full(error: OSError) -> bool:
-    """Return whether no space, or none of the user's quota, was left."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def storage_error(error: OSError, target: Path | str) -> StorageError:

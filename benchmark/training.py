@@ -115,7 +115,8 @@ class _Loop:
 
     def run(self, on_epoch: Callable[[dict[str, Any]], None] | None) -> Fit:
         self._resume()
-        started = saved = time.perf_counter() - self.result.seconds
+        saved = time.perf_counter()
+        started = saved - self.result.seconds
         for epoch in range(len(self.result.epochs), self.protocol.epochs):
             record = self._epoch(epoch)
             self.result.epochs.append(record)

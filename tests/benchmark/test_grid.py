@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmark import grid
-from benchmark.errors import CellError, SchemaError, UsageError
+from benchmark.errors import INTERRUPTED, CellError, SchemaError, UsageError
 from benchmark.paths import SOURCE_ROOT
 from benchmark.protocol import Cell, Experiment, Protocol
 from benchmark.store import State, StorageError, Store
@@ -264,7 +264,7 @@ def test_ctrl_c_keeps_finished_cells_ends_workers_and_returns_130(tmp_path: Path
     # Seed 0 of `joint` is finished at once; then both workers sleep.
     wait_until(lambda: len(log(tmp_path)) == 3 and len(files(tmp_path / "results" / "cells")) == 1)
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does: every process of the group is told
-    assert process.wait(30) == grid.INTERRUPTED
+    assert process.wait(30) == INTERRUPTED
     output = (tmp_path / "output").read_text()
     assert "fake: interrupted: 0 finished before, 1 finished now, 0 failed, 5 left." in output
     assert "Traceback" not in output
