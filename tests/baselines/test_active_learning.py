@@ -27,6 +27,7 @@ from benchmark.model import same_parameters
 from benchmark.protocol import Optimizer, Protocol
 from benchmark.task import Task
 from benchmark.training import Fit, fit
+from tests.baselines.scenes import WIDTHS, DisturbableEncoder, noisy_part
 
 
 def matrix(*rows: list[float]) -> Tensor:
@@ -160,32 +161,17 @@ class TestSpread:
         assert spread(*factors(0), 0).tolist() == []
 
 
-class Encoder(nn.Module):
-    def __init__(self, shape: tuple[int, ...], width: int) -> None:
-        super().__init__()
-        self.width = width
-        self.layers = nn.Sequential(nn.BatchNorm1d(shape[0]), nn.Linear(shape[0], width), nn.Tanh(), nn.Dropout(0.2))
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        features: Tensor = self.layers(inputs)
-        return features
-
-
-WIDTHS = {"a": 4, "b": 5, "c": 6}
 EPOCHS, SAMPLES, VAL = 4, 50, 10
 PLAN = Plan(EPOCHS, SAMPLES, VAL, ("a", "b"), 16)
 BUDGET: dict[str, Any] = {"mode": "budget", "initial": 0.2, "added": 0.1, "rounds": 3}
 
 
 def part(modalities: str = "ab", samples: int = SAMPLES) -> Part:
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(samples) % 3
-    means = torch.eye(3)[labels]
-    return Part.from_tensors({m: means + torch.randn(samples, 3, generator=generator) for m in modalities}, labels)
+    return noisy_part(modalities, samples)
 
 
 def build(modalities: str = "ab", **options: Any) -> ActiveLearning:
-    task = Task(dict.fromkeys(modalities, (3,)), 3, EPOCHS, lambda name, shape: Encoder(shape, WIDTHS[name]))
+    task = Task(dict.fromkeys(modalities, (3,)), 3, EPOCHS, lambda name, shape: DisturbableEncoder(shape, WIDTHS[name]))
     return ActiveLearning(ActiveLearning.Options(**options), task)
 
 

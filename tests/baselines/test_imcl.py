@@ -20,6 +20,7 @@ from benchmark.model import MultimodalModel, same_parameters
 from benchmark.protocol import Optimizer, Protocol
 from benchmark.task import Task
 from benchmark.training import Fit, fit
+from tests.baselines.scenes import WIDTHS, DisturbableEncoder, noisy_part
 
 
 def vector(*values: float) -> Tensor:
@@ -117,32 +118,15 @@ class TestInvariants:
         assert task_share(zero, some) == 1.0
 
 
-class Encoder(nn.Module):
-    """Has what a teacher could disturb: running statistics and random layers."""
-
-    def __init__(self, shape: tuple[int, ...], width: int) -> None:
-        super().__init__()
-        self.width = width
-        self.layers = nn.Sequential(nn.BatchNorm1d(shape[0]), nn.Linear(shape[0], width), nn.Tanh(), nn.Dropout(0.2))
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        features: Tensor = self.layers(inputs)
-        return features
-
-
-WIDTHS = {"a": 4, "b": 5, "c": 6}
 EPOCHS = 4
 
 
 def part(modalities: str = "ab", samples: int = 40) -> Part:
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(samples) % 3
-    means = torch.eye(3)[labels]
-    return Part.from_tensors({m: means + torch.randn(samples, 3, generator=generator) for m in modalities}, labels)
+    return noisy_part(modalities, samples)
 
 
 def build(modalities: str = "ab", **options: Any) -> IMCL:
-    task = Task(dict.fromkeys(modalities, (3,)), 3, EPOCHS, lambda name, shape: Encoder(shape, WIDTHS[name]))
+    task = Task(dict.fromkeys(modalities, (3,)), 3, EPOCHS, lambda name, shape: DisturbableEncoder(shape, WIDTHS[name]))
     return IMCL(IMCL.Options(**options), task)
 
 

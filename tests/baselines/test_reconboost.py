@@ -21,13 +21,13 @@ from baselines.reconboost import (
     phase,
 )
 from benchmark.context import Context, Run
-from benchmark.data import Part
 from benchmark.fusion import FiLM
 from benchmark.method import Method, Plan
 from benchmark.model import same_parameters
 from benchmark.protocol import Optimizer, Protocol
 from benchmark.task import Task
 from benchmark.training import fit, initialised
+from tests.baselines.scenes import PARTS, SHAPES, KilledError
 
 LABELS = torch.tensor([0, 1])
 ENSEMBLE = torch.tensor([[0.0, 1.0, 0.0], [1.0, 3.0, -1.0]], dtype=torch.float64)
@@ -148,27 +148,11 @@ class _Encoder(nn.Module):
         return hidden
 
 
-class _KilledError(Exception):
-    """Stands for a killed process."""
-
-
-SHAPES: dict[str, tuple[int, ...]] = {"a": (4,), "b": (3,), "c": (5,)}
 PROTOCOL = Protocol(epochs=7, batch_size=8, optimizer=Optimizer(lr=0.05))
 
 
 def _task(modalities: str = "ab", epochs: int = 7) -> Task:
     return Task({m: SHAPES[m] for m in modalities}, 3, epochs, lambda _, shape: _Encoder(shape))
-
-
-def _part(samples: int, seed: int) -> Part:
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(samples) % 3
-    inputs = {m: torch.randn(samples, *shape, generator=generator) for m, shape in SHAPES.items()}
-    inputs["a"][:, :3] += torch.eye(3)[labels]
-    return Part.from_tensors(inputs, labels)
-
-
-PARTS = {"train": _part(40, 0), "val": _part(15, 1), "test": _part(15, 2)}
 
 
 def _method(modalities: str = "ab", **options: Any) -> ReconBoost:
@@ -342,14 +326,14 @@ def test_a_boosting_epoch_costs_two_thirds_of_joint_training_and_rectification_t
 def test_interrupted_run_ends_with_the_same_metrics(tmp_path: Path, stopped_in: int) -> None:
     def interrupt(record: dict[str, Any]) -> None:
         if record["epoch"] == stopped_in:
-            raise _KilledError
+            raise KilledError
 
     def method() -> ReconBoost:
         return _method(boosting_epochs=2, rectification_epochs=1)
 
     whole = fit(method(), PARTS, PROTOCOL, 0)
     checkpoint = tmp_path / "run.ckpt"
-    with pytest.raises(_KilledError):
+    with pytest.raises(KilledError):
         fit(method(), PARTS, PROTOCOL, 0, checkpoint=checkpoint, checkpoint_seconds=0, on_epoch=interrupt)
     resumed = fit(method(), PARTS, PROTOCOL, 0, checkpoint=checkpoint)
     assert resumed.epochs == whole.epochs

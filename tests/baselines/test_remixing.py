@@ -21,12 +21,13 @@ from baselines.remixing import (
     warmup_epochs,
 )
 from benchmark.context import Context, Run
-from benchmark.data import Batch, Part
+from benchmark.data import Batch
 from benchmark.method import Method, Plan
 from benchmark.model import same_parameters
 from benchmark.protocol import Optimizer, Protocol
 from benchmark.task import Task
 from benchmark.training import fit, initialised
+from tests.baselines.scenes import PARTS, SHAPES, KilledError
 
 
 def _row(*logits: float) -> Tensor:
@@ -109,27 +110,11 @@ class _Encoder(nn.Module):
         return hidden.mean(2)
 
 
-class _KilledError(Exception):
-    """Stands for a killed process."""
-
-
-SHAPES: dict[str, tuple[int, ...]] = {"a": (4,), "b": (3,), "c": (5,)}
 PROTOCOL = Protocol(epochs=6, batch_size=8, optimizer=Optimizer(lr=0.05))
 
 
 def _task(modalities: str = "ab") -> Task:
     return Task({m: SHAPES[m] for m in modalities}, 3, 6, lambda _, shape: _Encoder(shape))
-
-
-def _part(samples: int, seed: int) -> Part:
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(samples) % 3
-    inputs = {m: torch.randn(samples, *shape, generator=generator) for m, shape in SHAPES.items()}
-    inputs["a"][:, :3] += torch.eye(3)[labels]
-    return Part.from_tensors(inputs, labels)
-
-
-PARTS = {"train": _part(40, 0), "val": _part(15, 1), "test": _part(15, 2)}
 
 
 def _method(modalities: str = "ab", **options: Any) -> Remixing:
@@ -348,11 +333,11 @@ def test_warmup_without_unimodal_losses_trains_what_joint_training_trains() -> N
 def test_interrupted_run_ends_with_the_same_metrics(tmp_path: Path) -> None:
     def interrupt(record: dict[str, Any]) -> None:
         if record["epoch"] == 3:
-            raise _KilledError
+            raise KilledError
 
     whole = fit(_method(), PARTS, PROTOCOL, 0)
     checkpoint = tmp_path / "run.ckpt"
-    with pytest.raises(_KilledError):
+    with pytest.raises(KilledError):
         fit(_method(), PARTS, PROTOCOL, 0, checkpoint=checkpoint, checkpoint_seconds=0, on_epoch=interrupt)
     resumed = fit(_method(), PARTS, PROTOCOL, 0, checkpoint=checkpoint)
     assert resumed.epochs == whole.epochs
