@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from benchmark.errors import INTERRUPTED, EquipoiseError, UsageError, disk_full
-from benchmark.executors import EXECUTORS
 
 if TYPE_CHECKING:
     from benchmark.protocol import Cell, Experiment
@@ -197,7 +196,7 @@ def _scores(recipe: Experiment, results: Sequence[tuple[Cell, dict[str, Any] | N
 
 @cli.command()
 @click.argument("experiment")
-@click.option("--executor", type=click.Choice(list(EXECUTORS)), default="local", show_default=True)
+@click.option("--executor", type=click.Choice(["local"]), default="local", show_default=True)
 @click.option("-j", "--jobs", type=click.IntRange(min=1), help="Worker processes. Default: one per core.")
 @click.option("--method", "methods", multiple=True, help="Only this method's cells; may be repeated.")
 def grid(experiment: str, executor: str, jobs: int | None, methods: tuple[str, ...]) -> int:
