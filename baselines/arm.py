@@ -247,4 +247,4 @@ class ARM(Method):
         assert isinstance(model, ReinforcedModel)
         features = model.encode(batch.inputs)
         model.average = self.factors(model, features, batch.labels)["factor"]
-        return Prediction(model.classify(features), model.unimodal_logits(features))
+        return model.answer(features)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -70,9 +71,13 @@ class Unimodal(Method):
         ctx.update(loss)
 
     def predict(self, model: MultimodalModel, batch: Batch) -> Prediction:
-        """Answer with the modality's own head."""
-        unimodal = model.unimodal_logits(model.encode(batch.inputs, only=[self.options.modality]))
-        return Prediction(unimodal[self.options.modality], unimodal)
+        """Answer with the modality's own head, which sees zeros where its modality is missing."""
+        own = self.options.modality
+        features = model.encode(batch.inputs, only=[own])
+        unimodal = model.unimodal_logits(features)
+        blind = model.unimodal_logits({own: torch.zeros_like(features[own])})
+        missing = {m: (blind if m == own else unimodal)[own] for m in model.modalities}
+        return Prediction(unimodal[own], unimodal, missing)
 
     def expected_passes(self, plan: Plan) -> Passes:
         """One of M encoders runs."""

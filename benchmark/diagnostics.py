@@ -13,7 +13,7 @@ from benchmark.gradients import NEGLIGIBLE_NORM
 from benchmark.method import Passes
 
 
-def balance_factor(energies: Mapping[str, float]) -> float:
+def balance_factor(energies: Mapping[Any, float]) -> float:
     """Return 8 w_i w_j - 1 averaged over modality pairs, w_i = E_i / (E_i + E_j) (RGM Eq. 5); 1 where both are 0."""
     factors = []
     for first, second in combinations(energies.values(), 2):
@@ -23,6 +23,10 @@ def balance_factor(energies: Mapping[str, float]) -> float:
     return sum(factors) / len(factors) if factors else 1.0
 
 
+POINTS = 8
+"""Steps per epoch whose place on the plane is kept."""
+
+
 class Diagnostics:
     """Cumulative gradient energy per modality (RGM Eq. 3) and the per-step cosine of feature gradients (RGM Eq. 6).
 
@@ -30,42 +34,68 @@ class Diagnostics:
     """
 
     def __init__(self, modalities: tuple[str, ...], device: torch.device) -> None:
-        self.energy = {name: torch.zeros((), dtype=torch.float64, device=device) for name in modalities}
-        self._cosines: list[Tensor] = []
+        self.modalities = modalities
+        self._energy = torch.zeros(len(modalities), dtype=torch.float64, device=device)
+        self._work: list[Tensor] = []
+        self._cosines: list[Tensor | None] = []
 
     @torch.no_grad()
     def observe(self, gradients: Mapping[str, Tensor], lr: float) -> None:
         """Record one step's raw feature gradients `(B, d_m)`; the cosine needs two modalities of equal width."""
         norms = {name: torch.linalg.vector_norm(gradient, dim=1) for name, gradient in gradients.items()}
-        for name, norm in norms.items():
-            self.energy[name] += torch.dot(norm, norm) * lr**2
+        idle = self._energy.new_zeros((), dtype=next(iter(norms.values())).dtype)
+        squares = [torch.dot(norms[name], norms[name]) if name in norms else idle for name in self.modalities]
+        self._work.append(torch.stack(squares) * lr**2)
         pairs = [(a, b) for a, b in combinations(gradients, 2) if gradients[a].shape == gradients[b].shape]
-        if pairs:
-            cosines = [
-                (gradients[a] * gradients[b]).sum(1).div_((norms[a] * norms[b]).clamp_min_(NEGLIGIBLE_NORM**2)).mean()
-                for a, b in pairs
-            ]
-            self._cosines.append(cosines[0] if len(cosines) == 1 else torch.stack(cosines).mean())
+        cosines = [
+            (gradients[a] * gradients[b]).sum(1).div_((norms[a] * norms[b]).clamp_min_(NEGLIGIBLE_NORM**2)).mean()
+            for a, b in pairs
+        ]
+        mean = cosines[0] if len(cosines) == 1 else torch.stack(cosines).mean() if cosines else None
+        self._cosines.append(mean)
 
     def end_epoch(self) -> dict[str, Any]:
-        """Return energies, balance factor and the distribution of the epoch's per-step cosines."""
-        energies = {name: float(value) for name, value in self.energy.items()}
-        cosine = None
-        if self._cosines:
-            steps = torch.stack(self._cosines).double().cpu()
-            low, middle, high = torch.quantile(steps, torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)).tolist()
-            cosine = {"mean": steps.mean().item(), "q10": low, "q50": middle, "q90": high}
-            self._cosines.clear()
-        return {"energy": energies, "balance_factor": balance_factor(energies), "cosine": cosine}
+        """Return energies, balance factor, the distribution of the epoch's per-step cosines, and `plane`.
+
+        `plane` holds [share of the epoch, balance factor, cosine] after some of its steps, evenly spaced; a cosine is
+        None where widths differ.
+        """
+        energies = torch.stack([self._energy, *self._work]).double().cumsum(0)
+        self._energy = energies[-1]
+        measured = [cosine for cosine in self._cosines if cosine is not None]
+        cosines = torch.stack(measured).double().cpu() if measured else torch.empty(0)
+        found = dict(zip((at for at, c in enumerate(self._cosines) if c is not None), cosines.tolist(), strict=True))
+        count = len(self._cosines)
+        chosen = _evenly_spaced(count, POINTS)
+        balance = [balance_factor(dict(enumerate(step))) for step in energies[1:][chosen].tolist()]
+        self._work.clear()
+        self._cosines.clear()
+        return {
+            "energy": self.state_dict(),
+            "balance_factor": balance_factor(self.state_dict()),
+            "cosine": _distribution(cosines) if measured else None,
+            "plane": [[(at + 1) / count, w, found.get(at)] for at, w in zip(chosen, balance, strict=True)],
+        }
 
     def state_dict(self) -> dict[str, float]:
         """Return the energies."""
-        return {name: float(value) for name, value in self.energy.items()}
+        return dict(zip(self.modalities, self._energy.tolist(), strict=True))
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Restore the energies."""
-        for name, value in state.items():
-            self.energy[name].fill_(value)
+        for place, name in enumerate(self.modalities):
+            self._energy[place] = state[name]
+
+
+def _distribution(steps: Tensor) -> dict[str, float]:
+    low, middle, high = torch.quantile(steps, steps.new_tensor([0.1, 0.5, 0.9])).tolist()
+    return {"mean": steps.mean().item(), "q10": low, "q50": middle, "q90": high}
+
+
+def _evenly_spaced(count: int, most: int) -> list[int]:
+    """Return at most `most` positions below `count`, the last one among them."""
+    chosen = min(count, most)
+    return [place * count // chosen - 1 for place in range(1, chosen + 1)]
 
 
 class PassCounter:

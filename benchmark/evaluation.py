@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,16 +29,21 @@ def macro_f1(logits: Tensor, labels: Tensor) -> float:
 
 @torch.no_grad()
 def evaluate(method: Method, model: MultimodalModel, part: Part, batch_size: int) -> dict[str, Any]:
-    """Return accuracy, macro F1, mean cross-entropy (nats) and unimodal accuracies on one part of a split."""
+    """Return accuracy, macro F1, mean cross-entropy (nats), and accuracies with one modality alone or one missing."""
     training = model.training
     model.eval()
     predictions = [method.predict(model, batch) for batch in part.batches(batch_size)]
     model.train(training)
     logits = torch.cat([prediction.logits for prediction in predictions]).float()
-    unimodal = {name: torch.cat([p.unimodal[name] for p in predictions]) for name in predictions[0].unimodal}
     return {
         "accuracy": accuracy(logits, part.labels),
         "macro_f1": macro_f1(logits, part.labels),
         "loss": functional.cross_entropy(logits, part.labels).item(),
-        "unimodal": {name: accuracy(value, part.labels) for name, value in unimodal.items()},
+        "unimodal": _accuracies([prediction.unimodal for prediction in predictions], part.labels),
+        "missing": _accuracies([prediction.missing for prediction in predictions], part.labels),
     }
+
+
+def _accuracies(batches: Sequence[Mapping[str, Tensor]], labels: Tensor) -> dict[str, float]:
+    """Return the accuracy of each named set of logits, which come batch by batch."""
+    return {name: accuracy(torch.cat([logits[name] for logits in batches]), labels) for name in batches[0]}

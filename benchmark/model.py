@@ -14,10 +14,11 @@ from benchmark.fusion import Fusion
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a method answers for a batch: fused logits `(B, C)` and one `(B, C)` per modality."""
+    """What a method answers for a batch: logits `(B, C)` of all modalities, of each alone, and without each."""
 
     logits: Tensor
     unimodal: dict[str, Tensor]
+    missing: dict[str, Tensor]
 
 
 class MultimodalModel(nn.Module):
@@ -81,10 +82,21 @@ class MultimodalModel(nn.Module):
             for name in features
         }
 
+    def answer(self, features: Mapping[str, Tensor]) -> Prediction:
+        """Return the logits `(B, C)` of all features `(B, d_m)`, of each alone, and of all but each.
+
+        A missing modality counts as zeros; a model of one modality has nothing left without it.
+        """
+        others = {name: {m: z for m, z in features.items() if m != name} for name in features}
+        return Prediction(
+            self.classify(features),
+            self.unimodal_logits(features),
+            {name: self.classify(rest) for name, rest in others.items() if rest},
+        )
+
     def predict(self, inputs: Mapping[str, Tensor]) -> Prediction:
-        """Encode all modalities and return fused and unimodal logits."""
-        features = self.encode(inputs)
-        return Prediction(self.classify(features), self.unimodal_logits(features))
+        """Encode all modalities and answer."""
+        return self.answer(self.encode(inputs))
 
     def encoder_parameters(self, modality: str) -> dict[str, nn.Parameter]:
         """Return the named parameters of one modality's encoder."""

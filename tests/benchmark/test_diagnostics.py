@@ -90,3 +90,30 @@ def test_an_encoder_is_counted_once_however_often_it_is_watched() -> None:
     for watched in (encoders, fresh):
         watched["a"](torch.randn(4, 2))
     assert counter.forward == {"a": 8}
+
+
+def test_the_plane_keeps_at_most_eight_evenly_spaced_steps_with_balance_and_cosine() -> None:
+    diagnostics = Diagnostics(("a", "b"), CPU)
+    one = torch.tensor([[1.0, 0.0]])
+    for step in range(20):
+        diagnostics.observe({"a": one, "b": one if step else 3 * one}, 1.0)
+    plane = diagnostics.end_epoch()["plane"]
+    assert [share for share, _, _ in plane] == [0.1, 0.25, 0.35, 0.5, 0.6, 0.75, 0.85, 1.0]
+    # After two steps the energies are 2 and 10.
+    assert plane[0][1:] == pytest.approx([8 * (2 / 12) * (10 / 12) - 1, 1.0])
+
+
+def test_energies_go_on_where_the_last_epoch_ended() -> None:
+    diagnostics = Diagnostics(("a", "b"), CPU)
+    for _ in range(2):
+        diagnostics.observe({"a": torch.ones(1, 1), "b": torch.ones(1, 1)}, 2.0)
+        record = diagnostics.end_epoch()
+    assert record["energy"] == {"a": 8.0, "b": 8.0}
+
+
+def test_a_step_on_one_modality_adds_to_its_energy_alone_and_has_no_cosine() -> None:
+    diagnostics = Diagnostics(("a", "b"), CPU)
+    diagnostics.observe({"b": torch.ones(1, 2)}, 1.0)
+    record = diagnostics.end_epoch()
+    assert record["energy"] == pytest.approx({"a": 0.0, "b": 2.0})
+    assert record["plane"] == [[1.0, -1.0, None]]

@@ -115,3 +115,15 @@ def test_a_backbone_refuses_a_shape_it_cannot_read(name: str) -> None:
 def test_resnet18_has_the_published_number_of_parameters_without_classifier() -> None:
     encoder = BACKBONES.load("resnet18")((3, 32, 32))
     assert sum(parameter.numel() for parameter in encoder.parameters()) == 11_689_512 - (512 * 1000 + 1000)
+
+
+@pytest.mark.parametrize("fusion", ALL_FUSIONS)
+def test_a_missing_modality_is_answered_from_zeros_in_its_place(fusion: str) -> None:
+    network = model(fusion)
+    features = network.encode(inputs())
+    without = {name: torch.zeros_like(value) if name == "audio" else value for name, value in features.items()}
+    torch.testing.assert_close(network.answer(features).missing["audio"], network.classify(without))
+
+
+def test_a_model_of_one_modality_has_no_answer_without_it() -> None:
+    assert model("concat", ("audio",)).predict(inputs(("audio",))).missing == {}

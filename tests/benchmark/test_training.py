@@ -15,9 +15,11 @@ from benchmark.conformance_task import Widths, check_parts, check_task
 from benchmark.context import Context, Forward, begin, learning_rate
 from benchmark.data import Batch
 from benchmark.errors import CellError
+from benchmark.evaluation import evaluate
 from benchmark.method import Method
 from benchmark.model import MultimodalModel
 from benchmark.protocol import Optimizer, Protocol, Schedule
+from benchmark.registry import METHODS
 from benchmark.training import Fit, fit, initialised
 
 TASK = check_task(2, Widths.UNEQUAL)
@@ -65,9 +67,10 @@ def test_every_epoch_records_validation_test_and_diagnostics() -> None:
     assert [record["epoch"] for record in run.epochs] == [0, 1, 2, 3]
     for record in run.epochs:
         for part in ("val", "test"):
-            assert set(record[part]) == {"accuracy", "macro_f1", "loss", "unimodal"}
-            assert set(record[part]["unimodal"]) == {"m0", "m1"}
+            assert set(record[part]) == {"accuracy", "macro_f1", "loss", "unimodal", "missing"}
+            assert set(record[part]["unimodal"]) == set(record[part]["missing"]) == {"m0", "m1"}
         assert -1 <= record["balance_factor"] <= 1
+        assert record["plane"][-1][0] == 1.0
     assert run.steps == 4 * 4
     assert run.epochs[-1]["loss"] < run.epochs[0]["loss"]
 
@@ -228,3 +231,12 @@ def test_a_part_of_a_forward_pass_reaches_the_same_features() -> None:
     gradients = ctx.feature_gradients(forward, alone.logits.sum())
     assert gradients["m0"].abs().sum() > 0
     assert gradients["m1"].abs().sum() == 0
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_every_method_records_the_accuracy_without_each_modality(name: str) -> None:
+    kind, task = METHODS.load(name), check_task(2, Widths.EQUAL)
+    method = kind(kind.Options(**kind.sample_options(task)), task)
+    model = initialised(method, 0)
+    metrics = evaluate(method, model, check_parts(2)["test"], 8)
+    assert metrics["missing"].keys() == {"m0", "m1"}
