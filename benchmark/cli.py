@@ -222,7 +222,7 @@ def status(experiment: str | None) -> int:
         loaded = load_experiment(name)
         lines, reasons = [], []
         for row in loaded.rows():
-            cells = [loaded.cell(row, column, seed) for column in loaded.columns() for seed in range(loaded.seeds)]
+            cells = [cell for column in loaded.columns() for cell in loaded.cells_of(row, column)]
             found = [store.status(cell) for cell in cells]
             lines.append([row.label, *(sum(item.state is state for item in found) for state in State)])
             reasons += [
@@ -255,7 +255,7 @@ def status(experiment: str | None) -> int:
 )
 def table(experiment: str, form: str, selection: Any, out: Path | None, against: Path | None) -> None:
     """Print an experiment's table from the cells that are finished."""
-    from benchmark.experiments import load_experiment
+    from benchmark.experiments import absent_data, load_experiment
     from benchmark.published import published_for
     from benchmark.rendering import render
     from benchmark.store import Store
@@ -263,7 +263,14 @@ def table(experiment: str, form: str, selection: Any, out: Path | None, against:
 
     loaded, store = load_experiment(experiment), Store()
     cells = list(loaded.cells())
-    built = build_table(loaded, store.records(cells), selection, published_for(loaded), store.failures(cells))
+    built = build_table(
+        loaded,
+        store.records(cells),
+        selection,
+        published_for(loaded),
+        store.failures(cells),
+        absent_data(loaded),
+    )
     click.echo(render(built, form))  # type: ignore[arg-type]
     texts = {f"{experiment}.{suffix}": render(built, name) for name, suffix in FORMATS.items()} if out else {}  # type: ignore[arg-type]
     if against:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from benchmark.protocol import Column
 from benchmark.statistics import (
     hedges_g,
     holm,
@@ -59,7 +60,7 @@ class Comparison:
 class Detectable:
     """Smallest difference found with power 0.8 by one comparison, and at Holm's first step in a family."""
 
-    column: tuple[str, str, str]
+    column: Column
     sd: float
     single: float
     family: float
@@ -128,7 +129,7 @@ def families(samples: Sequence[Sample], reference: str, proposed: Sequence[str])
     return found
 
 
-def detectable(column: tuple[str, str, str], samples: Sequence[Sample], seeds: int, largest: int) -> Detectable | None:
+def detectable(column: Column, samples: Sequence[Sample], seeds: int, largest: int) -> Detectable | None:
     """Return what `seeds` values per arm find at the pooled SD of the usable rows; None without one."""
     spreads = [summarise(sample.values).sd for sample in samples if sample.usable and seeds > 1]
     if not spreads:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from benchmark.errors import UsageError, unknown_name
-from benchmark.paths import PARAMS_FILE, workspace
-from benchmark.protocol import Experiment, validated
+from benchmark.errors import DataError, UsageError, unknown_name
+from benchmark.paths import PARAMS_FILE, prepared_home, results_home, workspace
+from benchmark.protocol import Experiment, digest, validated
+from benchmark.registry import DATASETS
 
 
 @cache
@@ -40,4 +42,56 @@ def load_experiment(name: str) -> Experiment:
     fields = declared[name]
     if not isinstance(fields, dict):
         raise UsageError(f"Experiment {name!r} in {file} must be a mapping. Found {fields!r}.")
-    return validated(Experiment, {"name": name, **fields}, f"Experiment {name!r} in {file}")
+    experiment = validated(Experiment, {"name": name, **fields}, f"Experiment {name!r} in {file}")
+    return tuned(experiment) if experiment.tuning else experiment
+
+
+def absent_data(experiment: Experiment) -> dict[str, str]:
+    """Return, for each of its datasets that is not on this machine, the commands that bring it here."""
+    absent = {}
+    for name in experiment.datasets:
+        needs_fetching = bool(DATASETS.load(name).card.sources)
+        if needs_fetching and not (prepared_home(name) / "meta.json").is_file():
+            absent[name] = (
+                f"its data are not on this machine: `equipoise fetch {name}`, `equipoise prepare {name}`, "
+                f"then `equipoise grid {experiment.name}`"
+            )
+    return absent
+
+
+def tuning_file(name: str) -> Path:
+    """Return the file in which `equipoise tune` keeps its trials and choices."""
+    return results_home() / "tuning" / f"{name}.json"
+
+
+def tuning_terms(experiment: Experiment) -> str:
+    """Return the digest (sha256 hex) of what chosen values depend on: budget, search space and protocol."""
+    assert experiment.tuning is not None
+    return digest(
+        {
+            "tuning": experiment.tuning.model_dump(mode="json"),
+            "protocol": experiment.protocol.model_dump(mode="json"),
+            "selection": experiment.selection,
+        }
+    )
+
+
+def tuned(experiment: Experiment) -> Experiment:
+    """Return the experiment with the values that tuning chose for its rows, unchanged where it has not run.
+
+    Raises UsageError for values chosen under another budget, search space or protocol, DataError for a damaged file.
+    """
+    file = tuning_file(experiment.name)
+    if not file.is_file():
+        return experiment
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        terms, chosen = found["terms"], found["chosen"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file} is no record of a tuning ({error}). Restore it or tune again.") from None
+    if terms != tuning_terms(experiment):
+        raise UsageError(
+            f"{file} was tuned under another budget, search space or protocol than experiment {experiment.name!r} "
+            f"now has. Remove it and run `equipoise tune {experiment.name}`, or restore the experiment."
+        )
+    return validated(Experiment, {**dict(experiment), "tuned": chosen}, f"Tuned values in {file}")

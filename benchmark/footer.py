@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmark.comparisons import ALPHA
-from benchmark.scores import Column
+from benchmark.protocol import Column, column_name
 from benchmark.tables import Table
 
 _BEST_VAL = "best_val, the epoch with the best validation accuracy (ties: the earliest)"
@@ -43,6 +43,7 @@ def footer(table: Table) -> list[str]:
         *_reading(table),
         *_testing(table),
         *_setting(table),
+        *_tuning(table),
         *_published(table),
         *_origin(table),
         *_warnings(table),
@@ -107,6 +108,36 @@ def _setting(table: Table) -> Iterator[str]:
     yield f"Selection: {_RULES[table.selection]}. Balance factor: at the end of training."
 
 
+def _choices(values: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name} in {{{', '.join(map(str, found))}}}" if isinstance(found, list | tuple) else f"{name}={found}"
+        for name, found in values.items()
+    )
+
+
+def _tuning(table: Table) -> Iterator[str]:
+    tuning = table.tuning
+    if tuning is None:
+        return
+    shared = [_choices(tuning.search["protocol"])] if tuning.search["protocol"] else []
+    known = {row.method for row in table.rows}
+    own = [f"{name}: {_choices(found)}" for name, found in tuning.search["methods"].items() if name in known]
+    yield (
+        f"Tuned with the same budget for every row: {tuning.trials} trials, the untuned values first, each on "
+        f"{tuning.seeds} seed(s) that the table does not use, by validation accuracy. "
+        f"Search space: {'; '.join([*(f'every row: {text}' for text in shared), *own]) or 'empty'}."
+    )
+    names = {column_name(column): name for column, name in short_names(table.columns).items()}
+    for column, rows in tuning.chosen.items():
+        found = [f"{row}: {_choices(values) or 'untuned values'}" for row, values in rows.items() if values is not None]
+        missing = [row for row, values in rows.items() if values is None]
+        where = f" on {names[column]}" if names[column] else ""
+        if found:
+            yield f"Chosen{where}: {'; '.join(found)}."
+        if missing:
+            yield f"Not tuned{where} (untuned values): {', '.join(missing)}."
+
+
 def _published(table: Table) -> Iterator[str]:
     if table.published:
         yield (f"Published: {table.published} Reproduced: inside our 95 % t interval or within the declared tolerance.")
@@ -130,7 +161,10 @@ def _warnings(table: Table) -> Iterator[str]:
             f"({', '.join(table.zero_variance)}). This is usually a seeding bug, and such entries cannot be "
             "tested against each other."
         )
+    alike: dict[tuple[Column, str, str], list[str]] = {}
     for item in table.missing:
         seeds = ", ".join(str(seed) for seed in item.seeds)
-        reason = (item.reason or "not run").rstrip(".")
-        yield f"Missing: {item.row} on {'/'.join(item.column)}, seeds {seeds}: {reason}."
+        alike.setdefault((item.column, seeds, (item.reason or "not run").rstrip(".")), []).append(item.row)
+    for (column, seeds, reason), rows in alike.items():
+        named = "every row" if len(rows) == len(table.rows) > 1 else ", ".join(rows)
+        yield f"Missing: {named} on {column_name(column)}, seeds {seeds}: {reason}."

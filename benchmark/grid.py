@@ -16,7 +16,7 @@ from typing import Any, Literal
 import click
 
 from benchmark import executors
-from benchmark.errors import INTERRUPTED, CellError, UsageError, disk_full
+from benchmark.errors import INTERRUPTED, CellError, DataError, UsageError, disk_full
 from benchmark.executors import Failure, Outcomes
 from benchmark.protocol import Cell, Experiment, canonical, digest
 from benchmark.registry import BACKBONES, DATASETS, FUSIONS
@@ -53,12 +53,14 @@ class Tally:
     skipped: int = 0
     done: int = 0
     failed: list[tuple[Cell, str]] = field(default_factory=list)
+    absent: dict[str, str] = field(default_factory=dict)
+    """Why the cells of a dataset could not be tried: its data are not on this machine."""
     interrupted: bool = False
 
     @property
     def exit_status(self) -> int:
-        """0 when every cell is finished, 1 when some failed, 130 after Ctrl-C."""
-        return INTERRUPTED if self.interrupted else int(bool(self.failed))
+        """0 when every cell is finished, 1 when some failed or lack their data, 130 after Ctrl-C."""
+        return INTERRUPTED if self.interrupted else int(bool(self.failed or self.absent))
 
 
 def default_jobs() -> int:
@@ -120,8 +122,9 @@ def complete(
 ) -> Tally:
     """Train those cells that have no result and say what became of them; Ctrl-C keeps what is finished.
 
-    Raises UsageError for a cell that cannot run, before the first one starts, and StorageError when results
-    cannot be written.
+    Cells whose data are not on this machine are left out and named. Raises UsageError for a cell that cannot run,
+    before the first one starts, DataError when no cell has its data, and StorageError when results cannot be
+    written.
     """
     jobs = jobs or default_jobs()
     execute = executors.load(executor)
@@ -134,9 +137,12 @@ def complete(
         click.echo(f"{name}: all {tally.total} cells are finished.")
         return tally
     _validate(missing.values())
-    _prepare(missing.values())
+    tally.absent = _prepare(missing.values())
+    missing = {key: cell for key, cell in missing.items() if cell.dataset not in tally.absent}
+    if not missing:
+        raise DataError("\n".join(tally.absent.values()))
     try:
-        with _display(name, tally) as say:
+        with _display(name, tally, len(missing)) as say:
             _train(store, missing, tally, say, partial(execute, partial(work, store.root, train), jobs=jobs))
     except KeyboardInterrupt:
         tally.interrupted = True
@@ -206,12 +212,17 @@ def _validate(cells: Iterable[Cell]) -> None:
         raise UsageError("\n".join(refusals))
 
 
-def _prepare(cells: Iterable[Cell]) -> None:
-    """Prepare datasets that need no download; raises DataError for one that was not fetched and prepared."""
+def _prepare(cells: Iterable[Cell]) -> dict[str, str]:
+    """Prepare datasets that need no download; return why others are not there, by dataset."""
     from benchmark.preparation import obtain
 
+    absent = {}
     for name in sorted({cell.dataset for cell in cells}):
-        obtain(name)
+        try:
+            obtain(name)
+        except DataError as error:
+            absent[name] = str(error)
+    return absent
 
 
 def _train(
@@ -268,9 +279,8 @@ def _returned(store: Store, elsewhere: dict[str, Cell], tally: Tally, say: Say) 
 
 
 @contextmanager
-def _display(name: str, tally: Tally) -> Iterator[Say]:
+def _display(name: str, tally: Tally, total: int) -> Iterator[Say]:
     """One progress display on standard error: a bar in a terminal, a line per cell elsewhere."""
-    total = tally.total - tally.skipped
     click.echo(f"{name}: {total} of {tally.total} cells to train.", err=True)
     if not sys.stderr.isatty():
         yield lambda message: click.echo(f"[{tally.done + len(tally.failed)}/{total}] {message}", err=True)
@@ -306,9 +316,12 @@ def _display(name: str, tally: Tally) -> Iterator[Say]:
 def _summarise(name: str, store: Store, tally: Tally, seconds: float) -> None:
     for cell, reason in tally.failed:
         click.echo(f"failed: {cell.describe()}: {reason} See {store.work(cell) / 'error.json'}.", err=True)
+    for reason in tally.absent.values():
+        click.echo(f"not trained: {reason}", err=True)
     left = tally.total - tally.skipped - tally.done - len(tally.failed)
     counts = f"{tally.skipped} finished before, {tally.done} finished now, {len(tally.failed)} failed"
     if tally.interrupted:
         click.echo(f"{name}: interrupted: {counts}, {left} left. Give the same command again to go on.")
     else:
-        click.echo(f"{name}: {tally.total} cells: {counts} ({seconds:.0f} s).")
+        without = f", {left} without their data" if tally.absent else ""
+        click.echo(f"{name}: {tally.total} cells: {counts}{without} ({seconds:.0f} s).")

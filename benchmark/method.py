@@ -121,6 +121,8 @@ class Method:
     info: ClassVar[MethodInfo]
     noop: ClassVar[Mapping[str, object] | None] = None
     """Options under which training equals joint training bit for bit, where the method has such a setting."""
+    official: ClassVar[Mapping[str, Mapping[str, object]]] = {}
+    """Options that the authors use on a dataset, by its name, where paper or code gives them."""
 
     class Options(MethodOptions):
         """No options."""

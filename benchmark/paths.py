@@ -35,6 +35,11 @@ def data_home() -> Path:
     return Path(explicit).resolve() if explicit else workspace() / "data"
 
 
+def prepared_home(dataset: str) -> Path:
+    """Return the folder of a dataset's prepared form."""
+    return data_home() / "prepared" / dataset
+
+
 def results_home() -> Path:
     """Return the folder of finished cells, tables and published numbers."""
     return workspace() / "results"

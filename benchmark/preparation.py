@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from benchmark.dataset import PARTS, Dataset, DatasetCard, storage_error
 from benchmark.errors import DataError
-from benchmark.paths import data_home
+from benchmark.paths import data_home, prepared_home
 from benchmark.prepared import (
     INDEX,
     META,
@@ -169,7 +169,7 @@ def _registered(name: str) -> tuple[Dataset, Path, Path, str]:
     return (
         DATASETS.load(name)(),
         home / "raw" / name,
-        home / "prepared" / name,
+        prepared_home(name),
         DATASETS.entry(name).source_digest(),
     )
 

@@ -18,11 +18,14 @@ from pydantic import (
     ValidationError,
 )
 
-from benchmark.errors import UsageError
+from benchmark.errors import UsageError, unknown_name
 from benchmark.registry import BACKBONES, DATASETS, FUSIONS, METHODS, Registry
 from benchmark.version import PROTOCOL_VERSION
 
 M = TypeVar("M", bound=BaseModel)
+
+Column = tuple[str, str, str]
+"""A column group of a table: dataset, backbone, fusion."""
 
 Selection = Literal["best_val", "last", "best_test"]
 Metric = Literal["accuracy", "macro_f1", "balance_factor"]
@@ -85,6 +88,14 @@ class Schedule(Frozen):
     gamma: float = Field(0.1, gt=0, le=1)
 
 
+def _leaves(fields: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
 class Protocol(Frozen):
     """The recipe that all rows of a table share."""
 
@@ -96,6 +107,17 @@ class Protocol(Frozen):
     clip_norm: PositiveFloat | None = None
     split: str | None = Field(None, description="named split; None is the dataset's default")
     augment: bool = True
+
+    def changed(self, changes: Mapping[str, Any]) -> Protocol:
+        """Return the protocol with new values of fields named like `optimizer.lr`; raises UsageError for others."""
+        fields = self.model_dump()
+        for name, value in changes.items():
+            group, _, last = name.rpartition(".")
+            place = fields.get(group) if group else fields
+            if not isinstance(place, dict) or last not in place:
+                raise unknown_name("protocol field", name, _leaves(fields))
+            place[last] = value
+        return validated(Protocol, fields, f"Protocol with {dict(changes)}")
 
 
 class Row(Frozen):
@@ -113,7 +135,11 @@ class Row(Frozen):
 
 
 class Cell(Frozen):
-    """One training run."""
+    """One training run.
+
+    `weights` names the backbone's pretrained weights (None: from scratch). `official` has the method start from the
+    options that its authors use on the dataset, where they are known; `options` go before them.
+    """
 
     dataset: str
     backbone: str
@@ -123,6 +149,8 @@ class Cell(Frozen):
     protocol: Protocol
     seed: int = Field(ge=0)
     target: str | None = None
+    weights: str | None = None
+    official: bool = False
 
     def identity(self) -> dict[str, Any]:
         """Return the configuration as plain data, as it is stored and digested."""
@@ -166,6 +194,53 @@ def _variants(value: Any) -> Any:
 Rows = Annotated[dict[str, dict[str, dict[str, Any]]], BeforeValidator(_variants)]
 
 
+Choices = dict[str, list[Any]]
+
+
+class Search(Frozen):
+    """What tuning may choose from: values by protocol field for every row, and by option for the rows of a method."""
+
+    protocol: Choices = {}
+    methods: dict[str, Choices] = {}
+
+    def model_post_init(self, _context: Any) -> None:
+        """Refuse a method that is not registered and a choice without values."""
+        for name, choices in (("protocol", self.protocol), *self.methods.items()):
+            if name != "protocol":
+                METHODS.entry(name)
+            for field, values in choices.items():
+                if not values:
+                    raise UsageError(f"Search space of {name}: {field} has no values. Give some or leave it out.")
+
+    def space(self, row: Row) -> tuple[Choices, Choices]:
+        """Return the protocol fields and the method's options that a row may vary: not those that it fixes itself."""
+        options = self.methods.get(row.method, {})
+        return self.protocol, {name: values for name, values in options.items() if name not in row.options}
+
+
+class Tuning(Frozen):
+    """The budget that every row has alike: trials, each on some seeds of its own, judged on validation data."""
+
+    trials: PositiveInt
+    seeds: PositiveInt = 1
+    search: Search
+
+
+class Setting(Frozen):
+    """What tuning chose for a row: options of the method, and protocol fields named as in `optimizer.lr`."""
+
+    options: dict[str, Any] = {}
+    protocol: dict[str, Any] = {}
+
+
+def column_name(column: Column) -> str:
+    """Return a column group as text: `dataset/backbone/fusion`."""
+    return "/".join(column)
+
+
+_UNTUNED = Setting()
+
+
 class PublishedTable(Frozen):
     """Which published table stands beside ours."""
 
@@ -189,6 +264,12 @@ class Experiment(Frozen):
     metrics: tuple[Metric, ...] = Field(("accuracy", "balance_factor"), min_length=1)
     selection: Selection = "best_val"
     published: PublishedTable | None = None
+    weights: dict[str, str] = Field({}, description="pretrained weights by dataset; the others start from scratch")
+    official: bool = Field(False, description="methods start from their authors' options for the dataset")
+    tuning: Tuning | None = None
+    tuned: dict[str, dict[str, Setting]] = Field(
+        {}, description="by column group and row, as `equipoise tune` wrote it"
+    )
 
     def model_post_init(self, _context: Any) -> None:
         """Refuse names that no registry knows, a reference that is not a row, and a method in both groups."""
@@ -201,6 +282,8 @@ class Experiment(Frozen):
         for registry, names in known:
             for name in names:
                 registry.entry(name)
+        for name in self.weights.keys() - set(self.datasets):
+            raise unknown_name(f"dataset with weights in experiment {self.name!r}", name, self.datasets)
         for name in self.baselines.keys() & self.proposed.keys():
             raise UsageError(f"Experiment {self.name!r}: {name!r} is a baseline and proposed. Keep one of them.")
         if self.reference not in self.baselines:
@@ -218,26 +301,37 @@ class Experiment(Frozen):
             for variant, options in (variants or {"": {}}).items()
         ]
 
-    def columns(self) -> list[tuple[str, str, str]]:
-        """Return (dataset, backbone, fusion) of every column group, in order."""
+    def columns(self) -> list[Column]:
+        """Return every column group, in order."""
         return [(d, b, f) for d in self.datasets for b in self.backbones for f in self.fusions]
 
-    def cell(self, row: Row, column: tuple[str, str, str], seed: int) -> Cell:
-        """Return the training run of one row, column group and seed."""
+    def setting(self, row: Row, column: Column) -> Setting:
+        """Return what tuning chose for a row in a column group: nothing before it has run."""
+        return self.tuned.get(column_name(column), {}).get(row.label, _UNTUNED)
+
+    def cell(self, row: Row, column: Column, seed: int, setting: Setting | None = None) -> Cell:
+        """Return the training run of one row, column group and seed; `setting` goes before the tuned one."""
         dataset, backbone, fusion = column
+        setting = setting or self.setting(row, column)
         return Cell(
             dataset=dataset,
             backbone=backbone,
             fusion=fusion,
             method=row.method,
-            options=row.options,
-            protocol=self.protocol,
+            options={**row.options, **setting.options},
+            protocol=self.protocol.changed(setting.protocol) if setting.protocol else self.protocol,
             seed=seed,
+            weights=self.weights.get(dataset),
+            official=self.official,
         )
+
+    def cells_of(self, row: Row, column: Column) -> Iterator[Cell]:
+        """Yield the cells behind one entry of the table."""
+        yield from (self.cell(row, column, seed) for seed in range(self.seeds))
 
     def cells(self, methods: tuple[str, ...] = ()) -> Iterator[Cell]:
         """Yield every cell of the grid, or those of the named methods alone."""
         for column in self.columns():
             for row in self.rows():
                 if not methods or row.method in methods:
-                    yield from (self.cell(row, column, seed) for seed in range(self.seeds))
+                    yield from self.cells_of(row, column)

@@ -11,11 +11,12 @@ import yaml
 
 from benchmark.errors import DataError, UsageError
 from benchmark.paths import SOURCE_ROOT
-from benchmark.protocol import Experiment, Frozen, Row, validated
+from benchmark.protocol import Column, Experiment, Frozen, Row, validated
+from benchmark.registry import DATASETS
 from benchmark.statistics import summarise, t_interval
 
 Field = str | int | float | None
-Outcome = Literal["reproduced", "differs", "not comparable"]
+Outcome = Literal["reproduced", "differs", "not comparable", "not run"]
 PROTOCOLS = "protocols.yaml"
 
 
@@ -68,7 +69,7 @@ class Published:
     paper: Paper
     numbers: tuple[PublishedNumber, ...]
 
-    def value(self, row: Row, column: tuple[str, str, str], metric: str) -> float | None:
+    def value(self, row: Row, column: Column, metric: str) -> float | None:
         """Return the printed number of a row, column and metric, or None.
 
         A variant that the paper does not have stands beside the paper's number of its method: a reading of
@@ -90,22 +91,24 @@ class Published:
         self,
         experiment: Experiment,
         row: Row,
-        column: tuple[str, str, str],
+        column: Column,
         metric: str,
         values: Sequence[float],
         rule: str,
     ) -> Verdict | None:
-        """Judge our values `(n,)` against the printed number; None where either is absent."""
+        """Judge our values `(n,)`, if there are any, against the printed number; None where nothing is printed."""
         published = self.value(row, column, metric)
-        if published is None or not values:
+        if published is None:
             return None
-        ours = protocol_fields(experiment, rule, len(values))
+        if not values:
+            return Verdict(published, "not run", inside=False, differing=(), unknown=())
+        ours = protocol_fields(experiment, column[0], rule, len(values))
         theirs = {**self.paper.protocol, **self.paper.datasets.get(column[0], {})}
         return judge(published, values, ours, theirs, self.paper.tolerance.get(metric, 0.0))
 
 
-def protocol_fields(experiment: Experiment, rule: str, seeds: int) -> dict[str, Field]:
-    """Return our side of the comparison in the words of `protocols.yaml`; a default split is unknown here."""
+def protocol_fields(experiment: Experiment, dataset: str, rule: str, seeds: int) -> dict[str, Field]:
+    """Return our side of the comparison on one dataset, in the words of `protocols.yaml`."""
     protocol = experiment.protocol
     return {
         "optimizer": protocol.optimizer.name,
@@ -117,7 +120,8 @@ def protocol_fields(experiment: Experiment, rule: str, seeds: int) -> dict[str, 
         "schedule": protocol.schedule.name,
         "seeds": seeds,
         "selection": rule,
-        "split": protocol.split,
+        "split": protocol.split or DATASETS.load(dataset).card.default_split,
+        "initialisation": experiment.weights.get(dataset, "scratch"),
     }
 
 

@@ -41,7 +41,8 @@ def build_method(cell: Cell) -> Method:
         backbone=lambda _modality, shape: backbone(shape),
         fusion=FUSIONS.load(cell.fusion),
     )
-    options = validated(method.Options, cell.options, f"Options of method {cell.method!r}")
+    official = method.official.get(cell.dataset, {}) if cell.official else {}
+    options = validated(method.Options, {**official, **cell.options}, f"Options of method {cell.method!r}")
     reason = method.refuses(options, task)
     if reason:
         raise UsageError(

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmark.errors import DataError, SchemaError
-from benchmark.protocol import Cell, Experiment, Row, Selection, canonical
+from benchmark.protocol import Cell, Column, Experiment, Row, Selection, canonical
 from benchmark.version import RESULT_SCHEMA
 
 Record = Mapping[str, Any]
-Column = tuple[str, str, str]
 
 
 def select_epoch(history: Sequence[Record], rule: Selection) -> Record:
@@ -75,10 +74,11 @@ class Grid:
 
     def __init__(self, experiment: Experiment, records: Iterable[Record]) -> None:
         self._records = _indexed(records)
-        self._cells: dict[tuple[str, str, Column], dict[int, list[Cell]]] = {}
-        for cell in experiment.cells():
-            place = (cell.method, canonical(cell.options), (cell.dataset, cell.backbone, cell.fusion))
-            self._cells.setdefault(place, {}).setdefault(cell.seed, []).append(cell)
+        self._cells: dict[tuple[str, Column], dict[int, list[Cell]]] = {}
+        for column in experiment.columns():
+            for row in experiment.rows():
+                for cell in experiment.cells_of(row, column):
+                    self._cells.setdefault((row.label, column), {}).setdefault(cell.seed, []).append(cell)
 
     def _record(self, cell: Cell) -> Record | None:
         return self._records.get(canonical(cell.identity()))
@@ -86,7 +86,7 @@ class Grid:
     def values(self, row: Row, column: Column, metric: str, rule: Selection) -> dict[int, float]:
         """Return one value per finished seed: the mean over its target domains, once all are there."""
         values = {}
-        for seed, cells in self._cells[row.method, canonical(row.options), column].items():
+        for seed, cells in self._cells[row.label, column].items():
             records = [record for cell in cells if (record := self._record(cell)) is not None]
             if len(records) == len(cells):
                 values[seed] = math.fsum(score(record, metric, rule) for record in records) / len(records)
@@ -94,8 +94,9 @@ class Grid:
 
     def missing(self, row: Row, column: Column) -> list[Cell]:
         """Return the cells of a table entry that have no record."""
-        seeds = self._cells[row.method, canonical(row.options), column]
-        return [cell for cells in seeds.values() for cell in cells if self._record(cell) is None]
+        return [
+            cell for cells in self._cells[row.label, column].values() for cell in cells if self._record(cell) is None
+        ]
 
     def origin(self) -> Origin:
         """Return where the experiment's finished cells come from."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from benchmark.comparisons import Comparison, Detectable, Rank, Sample, detectable, families, ranks
-from benchmark.protocol import Experiment, Row, Selection, canonical
+from benchmark.protocol import Column, Experiment, Row, Selection, canonical, column_name
 from benchmark.published import Published, Verdict
-from benchmark.scores import Column, Grid, Origin, Record
+from benchmark.scores import Grid, Origin, Record
 from benchmark.statistics import summarise, t_interval, zero_variance
 
 TABLE_SCHEMA = 1
@@ -83,6 +84,16 @@ class Missing:
 
 
 @dataclass(frozen=True)
+class Tuned:
+    """How the rows were tuned: budget, search space, and what was chosen by column group and row (None: not yet)."""
+
+    trials: int
+    seeds: int
+    search: dict[str, Any]
+    chosen: dict[str, dict[str, dict[str, Any] | None]]
+
+
+@dataclass(frozen=True)
 class Table:
     """Everything a rendering needs, in plain values."""
 
@@ -104,6 +115,7 @@ class Table:
     zero_variance: tuple[str, ...]
     published: str | None
     origin: Origin
+    tuning: Tuned | None = None
 
     def entry(self, row: str, column: Column, measure: str) -> Entry:
         """Return one entry by row label, column group and measure."""
@@ -185,15 +197,32 @@ def _compared(entries: Sequence[Entry], reference: str, proposed: Sequence[str])
     return compared
 
 
-def _missing(experiment: Experiment, grid: Grid, failures: Iterable[Record]) -> Iterator[Missing]:
+def _missing(
+    experiment: Experiment, grid: Grid, failures: Iterable[Record], absent: Mapping[str, str]
+) -> Iterator[Missing]:
     reasons = {canonical(failure["cell"]): str(failure["error"]) for failure in failures}
     for column in experiment.columns():
         for row in experiment.rows():
             seeds: dict[str | None, list[int]] = {}
             for cell in grid.missing(row, column):
-                seeds.setdefault(reasons.get(canonical(cell.identity())), []).append(cell.seed)
+                reason = reasons.get(canonical(cell.identity()), absent.get(cell.dataset))
+                seeds.setdefault(reason, []).append(cell.seed)
             for reason, found in seeds.items():
                 yield Missing(row.label, column, tuple(dict.fromkeys(found)), reason)
+
+
+def _tuned(experiment: Experiment) -> Tuned | None:
+    tuning = experiment.tuning
+    if tuning is None:
+        return None
+    chosen: dict[str, dict[str, dict[str, Any] | None]] = {}
+    for column in experiment.columns():
+        by_row = experiment.tuned.get(column_name(column), {})
+        chosen[column_name(column)] = {
+            row.label: {**by_row[row.label].protocol, **by_row[row.label].options} if row.label in by_row else None
+            for row in experiment.rows()
+        }
+    return Tuned(tuning.trials, tuning.seeds, tuning.search.model_dump(mode="json"), chosen)
 
 
 def build_table(
@@ -202,10 +231,12 @@ def build_table(
     selection: Selection | None = None,
     published: Published | None = None,
     failures: Iterable[Record] = (),
+    absent: Mapping[str, str] = MappingProxyType({}),
 ) -> Table:
     """Build the table of an experiment from the result records of its current cells.
 
-    `selection` overrides the experiment's rule; `failures` are error records with `cell` and `error`.
+    `selection` overrides the experiment's rule; `failures` are error records with `cell` and `error`; `absent` says by
+    dataset why cells that have not failed are missing.
     Records of other cells are ignored. Raises SchemaError for a record of another schema and DataError for a
     duplicate or an unreadable one.
     """
@@ -256,7 +287,7 @@ def build_table(
         entries=tuple(entries),
         ranks=ranks([_samples(found) for found in primary]),
         detectable=tuple(limit for limit in limits if limit is not None),
-        missing=tuple(_missing(experiment, grid, failures)),
+        missing=tuple(_missing(experiment, grid, failures, absent)),
         zero_variance=tuple(
             f"{entry.row} on {'/'.join(entry.column)}"
             for found in primary
@@ -264,5 +295,6 @@ def build_table(
             if entry.values and zero_variance(entry.values)
         ),
         published=published.paper.title if published else None,
+        tuning=_tuned(experiment),
         origin=grid.origin(),
     )

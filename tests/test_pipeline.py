@@ -17,7 +17,7 @@ from benchmark.paths import SOURCE_ROOT
 from benchmark.registry import DATASETS, METHODS, OWN
 
 PIPELINES = {"digits": "dvc.yaml", "av_digits": "datasets/av_digits/dvc.yaml"}
-PLUMBING = {"backbones", "cli", "errors", "experiments", "paths", "protocol", "registry", "store", "version"}
+PLUMBING = {"backbones", "cli", "dataset", "errors", "experiments", "paths", "protocol", "registry", "store", "version"}
 """Modules that `equipoise table` uses and that do not decide what the table says."""
 
 

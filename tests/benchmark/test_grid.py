@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmark import grid
-from benchmark.errors import INTERRUPTED, CellError, SchemaError, UsageError
+from benchmark.errors import INTERRUPTED, CellError, DataError, SchemaError, UsageError
 from benchmark.paths import SOURCE_ROOT
 from benchmark.protocol import Cell, Experiment, Protocol
 from benchmark.store import State, StorageError, Store
@@ -69,6 +69,29 @@ def start(home: Path, function: str, seeds: int) -> subprocess.Popen[bytes]:
             stderr=output,
             start_new_session=True,
         )
+
+
+def absent(name: str) -> None:
+    if name == "av_digits":
+        raise DataError("av_digits: no prepared data. Run `equipoise fetch av_digits`.")
+
+
+def test_a_dataset_that_is_not_here_leaves_the_others_to_be_trained(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmark.preparation.obtain", absent)
+    both = experiment().model_copy(update={"datasets": ("digits", "av_digits")})
+    assert grid.fill(both, jobs=2, train=fake_cells.run_cell) == 1
+    shown = capsys.readouterr()
+    assert "6 finished now, 0 failed, 6 without their data" in shown.out
+    assert "not trained: av_digits: no prepared data. Run `equipoise fetch av_digits`." in shown.err
+    assert not (Store().root / "grids/tiny.json").exists()
+
+
+def test_a_grid_without_any_of_its_data_says_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmark.preparation.obtain", absent)
+    with pytest.raises(DataError, match="Run `equipoise fetch av_digits`"):
+        grid.fill(experiment().model_copy(update={"datasets": ("av_digits",)}), train=fake_cells.run_cell)
 
 
 def test_a_grid_trains_every_cell_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -114,3 +114,45 @@ def test_the_protocol_version_changes_every_key(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_whole_number_written_as_float_gives_the_same_key() -> None:
     assert cell(options={"alpha": 1.0}).key() == cell(options={"alpha": 1}).key()
+
+
+def test_a_protocol_changes_by_the_names_of_its_fields() -> None:
+    changed = Protocol(epochs=2).changed({"optimizer.lr": 0.5, "batch_size": 8})
+    assert (changed.optimizer.lr, changed.batch_size, changed.epochs) == (0.5, 8, 2)
+
+
+@pytest.mark.parametrize("name", ["lr", "optimizer.rate", "optimizer.lr.x", "optimizer"])
+def test_a_protocol_refuses_a_field_it_has_not(name: str) -> None:
+    with pytest.raises(UsageError, match=name):
+        Protocol(epochs=2).changed({name: 0.5})
+
+
+def test_a_search_leaves_out_what_the_row_fixes() -> None:
+    search = {"protocol": {"optimizer.lr": [0.1]}, "methods": {"rgm": {"blocks": [1, 8], "gate": ["clamped"]}}}
+    found = experiment(proposed={"rgm": {"one": {"blocks": 1}}}, tuning={"trials": 2, "search": search})
+    assert found.tuning is not None
+    assert found.tuning.search.space(found.rows()[-1]) == ({"optimizer.lr": [0.1]}, {"gate": ["clamped"]})
+
+
+@pytest.mark.parametrize(
+    ("search", "message"),
+    [
+        ({"methods": {"rgn": {}}}, "Did you mean 'rgm'"),
+        ({"protocol": {"optimizer.lr": []}}, r"optimizer\.lr has no values"),
+    ],
+)
+def test_a_search_refuses_unknown_methods_and_empty_choices(search: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        experiment(tuning={"trials": 2, "search": search})
+
+
+def test_weights_of_a_dataset_that_is_not_in_the_experiment_are_refused() -> None:
+    with pytest.raises(UsageError, match="dataset with weights in experiment 'trial' 'cremad'"):
+        experiment(weights={"cremad": "imagenet"})
+
+
+def test_weights_and_official_options_are_part_of_the_cell() -> None:
+    found = experiment(weights={"digits": "imagenet"}, official=True)
+    first = next(found.cells())
+    assert (first.weights, first.official) == ("imagenet", True)
+    assert first.key() != next(experiment().cells()).key()

@@ -157,6 +157,11 @@ def test_the_table_shows_the_published_number_and_the_verdict(folder: Path) -> N
     assert "Published: A. Author. An invented paper." in text
 
 
+def test_the_published_number_stands_beside_a_cell_that_has_not_run(folder: Path) -> None:
+    text = render(build_table(experiment(), [], published=published_for(experiment(), folder)), "md")
+    assert "| joint    | missing        | 90.05 (not run)" in text
+
+
 def test_the_table_names_what_prevents_a_comparison_once(folder: Path) -> None:
     other = experiment(protocol={"epochs": 30, "optimizer": {"name": "adam", "lr": 1e-4}})
     text = render(build_table(other, records(other), published=published_for(other, folder)), "md")

@@ -207,7 +207,47 @@ def test_a_missing_seed_shows_n_and_takes_part_in_no_comparison() -> None:
     assert (entry.seeds, entry.best, entry.second, marks(found, entry)) == ((0, 1, 3, 4), False, False, [])
     assert {c.outcome for c in entry.comparisons} == {"untested"}
     assert "95.10 ± 0.26 (n=4)" in render(found, "md")
-    assert "Missing: rgm on digits/small/concat, seeds 2: not run." in render(found, "md")
+    assert "Missing: rgm, rgm (printed) on digits/small/concat, seeds 2: not run." in render(found, "md")
+
+
+def test_rows_whose_data_are_not_here_say_in_one_line_how_to_get_them() -> None:
+    found = build_table(experiment(), [], absent={"digits": "fetch them"})
+    assert render(found, "md").count("Missing: ") == 1
+    assert "Missing: every row on digits/small/concat, seeds 0, 1, 2, 3, 4: fetch them." in render(found, "md")
+
+
+SEARCH = {"protocol": {"optimizer.lr": [0.01, 0.1]}, "methods": {"rgm": {"blocks": [1, 8]}}}
+
+
+def tuned(**chosen: Any) -> Experiment:
+    return experiment(
+        tuning={"trials": 4, "seeds": 2, "search": SEARCH}, tuned={"digits/small/concat": chosen} if chosen else {}
+    )
+
+
+def test_the_footer_names_the_budget_the_search_space_and_what_was_chosen() -> None:
+    chosen = {"joint": {"protocol": {"optimizer.lr": 0.1}}, "rgm": {"options": {"blocks": 1}}}
+    found = tuned(**chosen)
+    text = render(build_table(found, records(found)), "md")
+    assert "4 trials, the untuned values first, each on 2 seed(s) that the table does not use" in text
+    assert "Search space: every row: optimizer.lr in {0.01, 0.1}; rgm: blocks in {1, 8}." in text
+    assert "Chosen: joint: optimizer.lr=0.1; rgm: blocks=1." in text
+    assert "Not tuned (untuned values): pcgrad (modality), pcgrad (losses), rgm (printed)." in text
+
+
+def test_the_cells_of_a_tuned_row_carry_what_was_chosen() -> None:
+    found = tuned(rgm={"protocol": {"optimizer.lr": 0.1}, "options": {"blocks": 1}})
+    rgm, printed = (row for row in found.rows() if row.proposed)
+    assert found.cell(rgm, DIGITS, 0).options == {"blocks": 1}
+    assert found.cell(rgm, DIGITS, 0).protocol.optimizer.lr == 0.1
+    assert found.cell(printed, DIGITS, 0).protocol == found.protocol
+
+
+def test_two_rows_with_the_same_cells_show_the_same_numbers() -> None:
+    found = tuned(rgm={"options": {"orthogonalisation": "printed"}})
+    made = {json.dumps(r["cell"], sort_keys=True): r for r in records(found)}
+    table = build_table(found, made.values())
+    assert table.entry("rgm", DIGITS, "accuracy").values == table.entry("rgm (printed)", DIGITS, "accuracy").values
 
 
 def test_an_incomplete_row_never_shares_the_bold() -> None:
