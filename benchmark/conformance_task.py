@@ -8,6 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from benchmark.backbones import Backbone
 from benchmark.data import Part
 from benchmark.protocol import Optimizer, Protocol
 from benchmark.task import Task
@@ -26,19 +27,25 @@ class Widths(Enum):
     UNEQUAL = (8, 6, 10)
 
 
-class Tiny(nn.Module):
+class Tiny(Backbone):
     """Convolution, batch norm and projection: 4-D kernels, vectors, matrices and buffers in 300 numbers."""
 
+    stage_widths = (3,)
+
     def __init__(self, width: int) -> None:
-        super().__init__()
+        super().__init__(_SHAPE)
         self.width = width
         self.convolution = nn.Conv2d(1, 3, 3, padding=1)
         self.norm = nn.BatchNorm2d(3)
         self.project = nn.Linear(3 * 16, width)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Map `(B, 1, 4, 4)` to `(B, width)`."""
-        features: Tensor = self.project(torch.relu(self.norm(self.convolution(inputs))).flatten(1))
+    def stage(self, number: int, hidden: Tensor) -> Tensor:
+        """Map `(B, 1, 4, 4)` to `(B, 3, 4, 4)`: convolution, batch norm, ReLU."""
+        return torch.relu(self.norm(self.convolution(hidden)))
+
+    def pool(self, hidden: Tensor) -> Tensor:
+        """Map `(B, 3, 4, 4)` to `(B, width)`."""
+        features: Tensor = self.project(hidden.flatten(1))
         return features
 
 

@@ -2,21 +2,55 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 
 class Backbone(nn.Module):
-    """Encoder of one modality, built for the shape of one sample `(C, H, W)` or `(d,)`.
+    """Encoder of one modality, built for the shape of one sample: `(C, H, W)`, `(C, T, H, W)` or `(d,)`.
 
-    Subclasses set `width`, the number of features d they return.
+    Subclasses set `width`, the number of features d they return. One with stages sets `stage_widths`, the channels of
+    the map after each stage, and implements `stage` and `pool`: several encoders can then be advanced in lockstep, with
+    something between their stages. A caller that ran the stages below `k` itself finishes with `encoder(map, first=k)`,
+    never with `pool`: passes are counted where the encoder is called. One without stages overrides `forward`.
+
+    A map is `(N, c, *positions)`, or `(N, positions, c)` where `channels_last` says so, as in transformers. N is B, or
+    B * T where the T frames of a sample follow one another.
     """
 
     width: int
+    stage_widths: tuple[int, ...] = ()
+    channels_last: ClassVar[bool] = False
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.shape = shape
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Map a batch `(B, *shape)` to features `(B, d)`."""
+    def stage(self, number: int, hidden: Tensor) -> Tensor:
+        """Return the map after stage `number` from the one before it; stage 0 takes a batch `(B, *shape)`."""
         raise NotImplementedError
+
+    def pool(self, hidden: Tensor) -> Tensor:
+        """Map what the last stage returned to features `(B, d)`."""
+        raise NotImplementedError
+
+    def forward(self, inputs: Tensor, first: int = 0) -> Tensor:
+        """Map a batch `(B, *shape)`, or the map before stage `first`, to features `(B, d)`."""
+        hidden = inputs
+        for number in range(first, len(self.stage_widths)):
+            hidden = self.stage(number, hidden)
+        return self.pool(hidden)
+
+    def squeeze(self, hidden: Tensor, batch: int) -> Tensor:
+        """Return the mean `(B, c)` of a map of `batch` samples over the positions and frames of each."""
+        frames: Tensor = hidden.unflatten(0, (batch, -1))
+        channels = frames.ndim - 1 if self.channels_last else 2
+        return frames.mean([axis for axis in range(1, frames.ndim) if axis != channels])
+
+    def excite(self, hidden: Tensor, gate: Tensor) -> Tensor:
+        """Return a map with its channels multiplied by `gate` `(B, c)`, alike at all positions and frames."""
+        frames: Tensor = hidden.unflatten(0, (len(gate), -1))
+        positions = (1,) * (hidden.ndim - 2)
+        factors = (*positions, gate.shape[1]) if self.channels_last else (gate.shape[1], *positions)
+        return (frames * gate.reshape(len(gate), 1, *factors)).flatten(0, 1)

@@ -15,6 +15,7 @@ class ResNet18(Backbone):
     """
 
     width = 512
+    stage_widths = (64, 128, 256, 512)
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__(shape)
@@ -33,7 +34,15 @@ class ResNet18(Backbone):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Map `(B, C, H, W)` to pooled features `(B, 512)`."""
-        features: Tensor = self.network(inputs)
+    def stage(self, number: int, hidden: Tensor) -> Tensor:
+        """Run the stem and `layer1` (stage 0), or `layer2` to `layer4`: maps `(B, c, h, w)`."""
+        network = self.network
+        if number == 0:
+            hidden = network.maxpool(network.relu(network.bn1(network.conv1(hidden))))
+        after: Tensor = getattr(network, f"layer{number + 1}")(hidden)
+        return after
+
+    def pool(self, hidden: Tensor) -> Tensor:
+        """Average the last map over its positions: `(B, 512)`."""
+        features: Tensor = self.network.avgpool(hidden).flatten(1)
         return features

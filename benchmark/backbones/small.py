@@ -33,7 +33,8 @@ class Small(Backbone):
             raise UsageError(f"Backbone 'small' needs samples of shape (C, H, W). Found {shape}. Use another backbone.")
         channels, height, width = shape
         self.convolutions = nn.ModuleList()
-        for out in CHANNELS[: 2 if max(height, width) <= 4 * SIDE else 3]:
+        self.stage_widths = CHANNELS[: 2 if max(height, width) <= 4 * SIDE else 3]
+        for out in self.stage_widths:
             strides = _stride(height), _stride(width)
             kernels = max(3, strides[0] + 1), max(3, strides[1] + 1)
             padding = kernels[0] // 2, kernels[1] // 2
@@ -46,11 +47,12 @@ class Small(Backbone):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Map `(B, C, H, W)` to features `(B, 64)`, none negative."""
-        hidden = inputs
-        for convolution in self.convolutions:
-            hidden = functional.relu(convolution(hidden))
+    def stage(self, number: int, hidden: Tensor) -> Tensor:
+        """Run one convolution: a map `(B, c, h, w)` without negative values."""
+        return functional.relu(self.convolutions[number](hidden))
+
+    def pool(self, hidden: Tensor) -> Tensor:
+        """Project the whole last map to features `(B, 64)`, none negative."""
         if self.average != (1, 1):
             hidden = functional.avg_pool2d(hidden, self.average, ceil_mode=True)
         return functional.relu(self.project(hidden.flatten(1)))

@@ -149,8 +149,8 @@ def test_precision_of_trainer_and_protocol_must_agree(tmp_path: Path) -> None:
 class Dropping(Tiny):
     """An encoder with a random layer."""
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.dropout(super().forward(inputs), 0.3, self.training)
+    def pool(self, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.dropout(super().pool(hidden), 0.3, self.training)
 
 
 def test_random_layers_draw_what_they_draw_in_our_loop(tmp_path: Path) -> None:
