@@ -5,13 +5,14 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from benchmark.backbones import Backbone
-from benchmark.errors import UsageError
+from benchmark.backbones._frames import averaged, channels_and_frames, merged
 
 
 class ResNet18(Backbone):
     """ResNet-18 without its classifier for any number of input channels, 512 features (He et al., CVPR 2016).
 
-    Convolutions start Kaiming-normal (fan out), batch norms at 1 and 0.
+    Convolutions start Kaiming-normal (fan out), batch norms at 1 and 0. The frames of a video are seen one by one and
+    the last maps averaged over time and place, as OGM-GE does.
     """
 
     width = 512
@@ -19,15 +20,12 @@ class ResNet18(Backbone):
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__(shape)
-        if len(shape) != 3:
-            raise UsageError(
-                f"Backbone 'resnet18' needs samples of shape (C, H, W). Found {shape}. Use another backbone."
-            )
+        channels, self.frames = channels_and_frames("resnet18", shape)
         from torchvision.models import resnet18
 
         network = resnet18(weights=None)
-        if shape[0] != 3:
-            network.conv1 = nn.Conv2d(shape[0], 64, 7, stride=2, padding=3, bias=False)
+        if channels != 3:
+            network.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
         network.fc = nn.Identity()
         self.network = network
         for module in network.modules():
@@ -35,14 +33,13 @@ class ResNet18(Backbone):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def stage(self, number: int, hidden: Tensor) -> Tensor:
-        """Run the stem and `layer1` (stage 0), or `layer2` to `layer4`: maps `(B, c, h, w)`."""
+        """Run the stem and `layer1` (stage 0), or `layer2` to `layer4`: maps `(B * T, c, h, w)`."""
         network = self.network
         if number == 0:
-            hidden = network.maxpool(network.relu(network.bn1(network.conv1(hidden))))
+            hidden = network.maxpool(network.relu(network.bn1(network.conv1(merged(hidden, self.frames)))))
         after: Tensor = getattr(network, f"layer{number + 1}")(hidden)
         return after
 
     def pool(self, hidden: Tensor) -> Tensor:
-        """Average the last map over its positions: `(B, 512)`."""
-        features: Tensor = self.network.avgpool(hidden).flatten(1)
-        return features
+        """Average the last maps over positions and frames: `(B, 512)`."""
+        return averaged(self.network.avgpool(hidden).flatten(1), self.frames)

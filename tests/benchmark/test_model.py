@@ -108,7 +108,7 @@ def test_the_small_backbone_takes_strips_of_digits(shape: tuple[int, int, int]) 
 
 @pytest.mark.parametrize("name", BACKBONES.names())
 def test_a_backbone_refuses_a_shape_it_cannot_read(name: str) -> None:
-    with pytest.raises(UsageError, match=r"needs samples of shape \(C, H, W\)\. Found \(5,\)"):
+    with pytest.raises(UsageError, match=r"needs samples of shape \(C, H, W\).*\. Found \(5,\)"):
         BACKBONES.load(name)((5,))
 
 
@@ -127,3 +127,8 @@ def test_a_missing_modality_is_answered_from_zeros_in_its_place(fusion: str) -> 
 
 def test_a_model_of_one_modality_has_no_answer_without_it() -> None:
     assert model("concat", ("audio",)).predict(inputs(("audio",))).missing == {}
+
+
+def test_vit_has_the_published_number_of_parameters_without_classifier() -> None:
+    encoder = BACKBONES.load("vit")((3, 32, 32))
+    assert sum(parameter.numel() for parameter in encoder.parameters()) == 86_567_656 - (768 * 1000 + 1000)
