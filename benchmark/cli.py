@@ -91,20 +91,18 @@ def _experiments() -> Iterator[dict[str, str]]:
 
 
 @cli.command()
-@click.argument("dataset")
-def fetch(dataset: str) -> None:
-    """Download a dataset's files and verify them (EQUIPOISE_MIRROR: a folder to look at first)."""
+@click.argument("name")
+def fetch(name: str) -> None:
+    """Download and verify a dataset's files or a backbone's weights (EQUIPOISE_MIRROR: a folder to look at first)."""
     from benchmark.fetch import console_progress
-    from benchmark.fetch import fetch as fetch_sources
-    from benchmark.paths import data_home
-    from benchmark.registry import DATASETS
+    from benchmark.fetchable import fetch_named
 
     with console_progress() as progress:
-        found = fetch_sources(DATASETS.load(dataset), data_home() / "raw" / dataset, progress=progress)
+        found = fetch_named(name, progress=progress)
     for verification in found:
         click.echo(str(verification))
     if not found:
-        click.echo(f"{dataset} needs no download.")
+        click.echo(f"{name} needs no download.")
 
 
 @cli.command()

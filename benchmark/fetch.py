@@ -1,4 +1,4 @@
-"""Fetching a dataset's sources: local copy, mirror, then every URL, with resume, retries and verification.
+"""Fetching sources, as a dataset has them: local copy, mirror, then every URL, with resume, retries and verification.
 
 A file gets its final name only once its bytes are verified, and is never removed after that. An unfinished
 download waits beside it as `<name>.part` and is resumed.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +32,6 @@ from benchmark.archive import unpack
 from benchmark.dataset import (
     Checksum,
     Dataset,
-    DatasetCard,
     Manifest,
     Source,
     Verification,
@@ -58,7 +57,20 @@ def fetch(
     looked at before any URL. Raises DataError when a source cannot be had or verified, or the disk is full.
     """
     card = dataset.card
-    if not card.sources:
+    return fetch_sources(card.name, card.sources, destination, mirror, progress=progress, patience=patience)
+
+
+def fetch_sources(
+    name: str,
+    sources: Sequence[Source],
+    destination: Path,
+    mirror: Path | None = None,
+    *,
+    progress: Progress = lambda *_: None,
+    patience: Patience = Patience(),  # noqa: B008 - frozen
+) -> list[Verification]:
+    """Do what `fetch` does for the sources of whatever `equipoise fetch` knows as `name`."""
+    if not sources:
         return []
     mirror = mirror or _mirror_from_environment()
     # No compression on the way: resuming counts bytes as they are stored.
@@ -69,11 +81,11 @@ def fetch(
             FileLock(destination / ".lock"),
             httpx.Client(follow_redirects=True, timeout=patience.stall, headers=headers) as client,
         ):
-            local = mirror / card.name if mirror else None
-            fetcher = _Fetcher(card, destination, local, Downloader(client, patience, progress))
-            return [fetcher.source(source) for source in card.sources]
+            local = mirror / name if mirror else None
+            fetcher = _Fetcher(name, destination, local, Downloader(client, patience, progress))
+            return [fetcher.source(source) for source in sources]
     except OSError as error:
-        raise storage_error(error, error.filename or destination, f"equipoise fetch {card.name}") from error
+        raise storage_error(error, error.filename or destination, f"equipoise fetch {name}") from error
 
 
 def _mirror_from_environment() -> Path | None:
@@ -87,7 +99,7 @@ def _mirror_from_environment() -> Path | None:
 
 @dataclass(frozen=True)
 class _Fetcher:
-    card: DatasetCard
+    owner: str
     destination: Path
     mirror: Path | None
     downloader: Downloader
@@ -182,8 +194,8 @@ class _Fetcher:
                 part.unlink()
 
     def _failure(self, source: Source, problems: list[str]) -> DataError:
-        name, found = f"{self.card.name}: {source.file}", "; ".join(problems)
-        again = f"run `equipoise fetch {self.card.name}` again; finished files are kept"
+        name, found = f"{self.owner}: {source.file}", "; ".join(problems)
+        again = f"run `equipoise fetch {self.owner}` again; finished files are kept"
         if source.obtain:
             return DataError(
                 f"{name} has to be brought by hand ({found}). {source.obtain} "
@@ -191,7 +203,7 @@ class _Fetcher:
             )
         return DataError(
             f"{name} could not be fetched ({found}). Check the connection, or put it into {self.destination} or, "
-            f"as {self.card.name}/{source.file}, into the folder named by {MIRROR_VARIABLE}, and {again}."
+            f"as {self.owner}/{source.file}, into the folder named by {MIRROR_VARIABLE}, and {again}."
         )
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from benchmark.dataset import Source
 
 
 class Backbone(nn.Module):
@@ -17,11 +21,14 @@ class Backbone(nn.Module):
 
     A map is `(N, c, *positions)`, or `(N, positions, c)` where `channels_last` says so, as in transformers. N is B, or
     B * T where the T frames of a sample follow one another.
+
+    `weights` names the published states that `equipoise fetch` can bring; one with any implements `load`.
     """
 
     width: int
     stage_widths: tuple[int, ...] = ()
     channels_last: ClassVar[bool] = False
+    weights: ClassVar[Mapping[str, Source]] = {}
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -41,6 +48,10 @@ class Backbone(nn.Module):
         for number in range(first, len(self.stage_widths)):
             hidden = self.stage(number, hidden)
         return self.pool(hidden)
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take over a published state, as `weights.pretrained` reads it; raises DataError for one that does not fit."""
+        raise NotImplementedError
 
     def squeeze(self, hidden: Tensor, batch: int) -> Tensor:
         """Return the mean `(B, c)` of a map of `batch` samples over the positions and frames of each."""

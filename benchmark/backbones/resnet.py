@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from benchmark.backbones import Backbone
 from benchmark.backbones._frames import averaged, channels_and_frames, merged
+from benchmark.backbones.weights import fitted
+from benchmark.dataset import Checksum, Source
 
 
 class ResNet18(Backbone):
@@ -17,6 +22,13 @@ class ResNet18(Backbone):
 
     width = 512
     stage_widths = (64, 128, 256, 512)
+    weights: ClassVar[Mapping[str, Source]] = {
+        "imagenet": Source(
+            file="resnet18-f37072fd.pth",
+            urls=("https://download.pytorch.org/models/resnet18-f37072fd.pth",),
+            checksum=Checksum("f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec", 46_830_571),
+        )
+    }
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__(shape)
@@ -43,3 +55,8 @@ class ResNet18(Backbone):
     def pool(self, hidden: Tensor) -> Tensor:
         """Average the last maps over positions and frames: `(B, 512)`."""
         return averaged(self.network.avgpool(hidden).flatten(1), self.frames)
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take over a state of torchvision's ResNet-18; other channels than RGB get the mean of its first filters."""
+        own = self.network.state_dict()
+        self.network.load_state_dict(fitted("resnet18", state, own, filters="conv1.weight", classifier="fc."))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -11,6 +12,8 @@ from torch.nn import functional
 
 from benchmark.backbones import Backbone
 from benchmark.backbones._frames import averaged, channels_and_frames, merged
+from benchmark.backbones.weights import fitted
+from benchmark.dataset import Checksum, Source
 
 
 class ViT(Backbone):
@@ -23,6 +26,13 @@ class ViT(Backbone):
     width = 768
     stage_widths = (768, 768, 768)
     channels_last = True
+    weights: ClassVar[Mapping[str, Source]] = {
+        "imagenet": Source(
+            file="vit_b_16-c867db91.pth",
+            urls=("https://download.pytorch.org/models/vit_b_16-c867db91.pth",),
+            checksum=Checksum("c867db91d3e12c6cbadabb610d73c24a546bf82d8c03a9fea34f43a712ddb0e9"),
+        )
+    }
     ends: ClassVar[tuple[int, ...]] = (6, 9, 12)
     side: ClassVar[int] = 224
     patch: ClassVar[int] = 16
@@ -31,7 +41,7 @@ class ViT(Backbone):
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__(shape)
-        channels, self.frames = channels_and_frames(type(self).__name__.lower(), shape)
+        channels, self.frames = channels_and_frames(self._name, shape)
         from torchvision.models import VisionTransformer
 
         network = VisionTransformer(
@@ -61,6 +71,21 @@ class ViT(Backbone):
         """Normalise the tokens and average the class tokens over the frames: `(B, d)`."""
         return averaged(self.network.encoder.ln(hidden)[:, 0], self.frames)
 
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take over a state of torchvision's network; other channels than RGB get the mean of its patch filters."""
+        # Older files number the layers of a block's perceptron, as the published one may; newer ones its modules.
+        renamed = {
+            key.replace("mlp.linear_1.", "mlp.0.").replace("mlp.linear_2.", "mlp.3."): value
+            for key, value in state.items()
+        }
+        own = self.network.state_dict()
+        filters, classifier = "conv_proj.weight", "heads."
+        self.network.load_state_dict(fitted(self._name, renamed, own, filters=filters, classifier=classifier))
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__.lower()
+
     def _embed(self, images: Tensor) -> Tensor:
         """Return the class token and the patches of images `(N, C, H, W)`, with their positions."""
         size = (self.side, self.side)
@@ -79,6 +104,7 @@ class ViTTiny(ViT, Backbone):
     width = 64
     stage_widths = (64, 64, 64)
     ends = (1, 2, 3)
+    weights: ClassVar[Mapping[str, Source]] = {}
     side = 64
     patch = 8
     heads = 4

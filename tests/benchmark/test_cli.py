@@ -141,7 +141,7 @@ def test_experiments_are_listed_with_their_title(capsys: pytest.CaptureFixture[s
         (["check", "jiont"], "Unknown method or dataset 'jiont'. Did you mean 'joint'?"),
         (["check"], "Name the methods or datasets to check, or give --all."),
         (["check", "joint", "--all"], "Name the methods or datasets to check, or give --all."),
-        (["fetch", "digit"], "Unknown dataset 'digit'. Did you mean 'digits'?"),
+        (["fetch", "digit"], "Unknown dataset or backbone 'digit'. Did you mean 'digits'?"),
         (["prepare", "digit"], "Unknown dataset 'digit'. Did you mean 'digits'?"),
         (["run", "--dataset", "digits", "--method", "joint"], "Unknown experiment 'digits'."),
         (["run", "--dataset", "digits"], "Missing option '--method'"),

@@ -1,0 +1,24 @@
+"""What `equipoise fetch` brings by its name: a dataset's files, or a backbone's published weights."""
+
+from __future__ import annotations
+
+from benchmark.backbones.weights import weights_folder
+from benchmark.dataset import Verification
+from benchmark.download import Progress
+from benchmark.errors import unknown_name
+from benchmark.fetch import fetch, fetch_sources
+from benchmark.paths import data_home
+from benchmark.registry import BACKBONES, DATASETS
+
+
+def fetch_named(name: str, *, progress: Progress = lambda *_: None) -> list[Verification]:
+    """Bring all files of the dataset, else of the backbone, called `name` into the data home.
+
+    Raises UsageError for an unknown name, DataError when a file cannot be had or verified.
+    """
+    if name in DATASETS.names():
+        return fetch(DATASETS.load(name), data_home() / "raw" / name, progress=progress)
+    if name in BACKBONES.names():
+        sources = tuple(BACKBONES.load(name).weights.values())
+        return fetch_sources(name, sources, weights_folder(name), progress=progress)
+    raise unknown_name("dataset or backbone", name, [*DATASETS.names(), *BACKBONES.names()])
