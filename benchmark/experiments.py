@@ -52,10 +52,9 @@ def absent_data(experiment: Experiment) -> dict[str, str]:
     for name in experiment.datasets:
         needs_fetching = bool(DATASETS.load(name).card.sources)
         if needs_fetching and not (prepared_home(name) / "meta.json").is_file():
-            absent[name] = (
-                f"its data are not on this machine: `equipoise fetch {name}`, `equipoise prepare {name}`, "
-                f"then `equipoise grid {experiment.name}`"
-            )
+            fetched = [name, *(experiment.backbones if name in experiment.weights else ())]
+            commands = [*(f"fetch {source}" for source in fetched), f"prepare {name}", f"grid {experiment.name}"]
+            absent[name] = "the data are not on this machine: " + ", ".join(f"`equipoise {c}`" for c in commands)
     return absent
 
 

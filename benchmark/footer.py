@@ -43,6 +43,7 @@ def footer(table: Table) -> list[str]:
         *_reading(table),
         *_testing(table),
         *_setting(table),
+        *table.notes,
         *_tuning(table),
         *_published(table),
         *_origin(table),

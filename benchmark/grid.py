@@ -20,7 +20,7 @@ from benchmark.errors import INTERRUPTED, CellError, DataError, UsageError, disk
 from benchmark.executors import Failure, Outcomes
 from benchmark.protocol import Cell, Experiment, canonical, digest
 from benchmark.registry import BACKBONES, DATASETS, FUSIONS
-from benchmark.run import check_cell, run_cell
+from benchmark.run import check_cell, run_cell, weights
 from benchmark.store import (
     CorruptResultError,
     StorageError,
@@ -213,15 +213,17 @@ def _validate(cells: Iterable[Cell]) -> None:
 
 
 def _prepare(cells: Iterable[Cell]) -> dict[str, str]:
-    """Prepare datasets that need no download; return why others are not there, by dataset."""
+    """Prepare datasets that need no download; return why others, or their weights, are not there, by dataset."""
     from benchmark.preparation import obtain
 
-    absent = {}
-    for name in sorted({cell.dataset for cell in cells}):
+    absent: dict[str, str] = {}
+    for name, backbone, start in dict.fromkeys((cell.dataset, cell.backbone, cell.weights) for cell in cells):
         try:
             obtain(name)
+            if start is not None:
+                weights(backbone, start)
         except DataError as error:
-            absent[name] = str(error)
+            absent.setdefault(name, str(error))
     return absent
 
 

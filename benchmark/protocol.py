@@ -266,6 +266,7 @@ class Experiment(Frozen):
     published: PublishedTable | None = None
     weights: dict[str, str] = Field({}, description="pretrained weights by dataset; the others start from scratch")
     official: bool = Field(False, description="methods start from their authors' options for the dataset")
+    notes: tuple[str, ...] = Field((), description="readings of what a paper leaves open, for the footer")
     tuning: Tuning | None = None
     tuned: dict[str, dict[str, Setting]] = Field(
         {}, description="by column group and row, as `equipoise tune` wrote it"
@@ -302,8 +303,8 @@ class Experiment(Frozen):
         ]
 
     def columns(self) -> list[Column]:
-        """Return every column group, in order."""
-        return [(d, b, f) for d in self.datasets for b in self.backbones for f in self.fusions]
+        """Return every column group, in the order of the papers: all datasets of a backbone side by side."""
+        return [(d, b, f) for b in self.backbones for d in self.datasets for f in self.fusions]
 
     def setting(self, row: Row, column: Column) -> Setting:
         """Return what tuning chose for a row in a column group: nothing before it has run."""

@@ -11,15 +11,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmark.errors import EquipoiseError, UsageError
+from benchmark.errors import EquipoiseError, UsageError, unknown_name
 from benchmark.paths import SOURCE_ROOT
 from benchmark.protocol import Cell, validated
 from benchmark.registry import BACKBONES, DATASETS, FUSIONS, METHODS
 from benchmark.version import RESULT_SCHEMA
 
 if TYPE_CHECKING:
-    from lightning_fabric import Fabric
+    from collections.abc import Mapping
 
+    from lightning_fabric import Fabric
+    from torch import Tensor
+
+    from benchmark.backbones import Backbone
     from benchmark.data import TaskData
     from benchmark.method import Method
 
@@ -34,11 +38,12 @@ def build_method(cell: Cell) -> Method:
     method = METHODS.load(cell.method)
     dataset = DATASETS.load(cell.dataset)()
     backbone = BACKBONES.load(cell.backbone)
+    state = weights(cell.backbone, cell.weights) if cell.weights else None
     task = Task(
         shapes=dict(dataset.shapes),
         classes=len(dataset.card.classes),
         epochs=cell.protocol.epochs,
-        backbone=lambda _modality, shape: backbone(shape),
+        backbone=lambda _modality, shape: _encoder(backbone, shape, state),
         fusion=FUSIONS.load(cell.fusion),
     )
     official = method.official.get(cell.dataset, {}) if cell.official else {}
@@ -51,12 +56,32 @@ def build_method(cell: Cell) -> Method:
     return method(options, task)
 
 
+def _encoder(backbone: type[Backbone], shape: tuple[int, ...], state: Mapping[str, Tensor] | None) -> Backbone:
+    # Weights replace what was drawn: every later draw of the initialisation stays what it is without them.
+    encoder = backbone(shape)
+    if state is not None:
+        encoder.load(state)
+    return encoder
+
+
 def check_cell(cell: Cell) -> None:
-    """Raise UsageError if the cell cannot run: wrong option, unknown split, or a method that refuses the task."""
+    """Raise UsageError if the cell cannot run: wrong option, unknown split or weights, or a method that refuses."""
     splits = DATASETS.load(cell.dataset).card.splits
     if cell.protocol.split is not None and cell.protocol.split not in splits:
         raise UsageError(f"Dataset {cell.dataset!r} has no split {cell.protocol.split!r}. Known: {', '.join(splits)}.")
-    build_method(cell)
+    known = BACKBONES.load(cell.backbone).weights
+    if cell.weights is not None and cell.weights not in known:
+        raise unknown_name(f"weights of backbone {cell.backbone!r}", cell.weights, known)
+    # Whether it can run does not depend on what the encoders start from, which may not be on this machine.
+    build_method(cell.model_copy(update={"weights": None}))
+
+
+@cache
+def weights(backbone: str, name: str) -> Mapping[str, Tensor]:
+    """Return a backbone's published weights, read and verified once; raises DataError where they are not there."""
+    from benchmark.backbones.weights import pretrained
+
+    return pretrained(backbone, name)
 
 
 @cache

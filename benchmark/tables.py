@@ -116,6 +116,7 @@ class Table:
     published: str | None
     origin: Origin
     tuning: Tuned | None = None
+    notes: tuple[str, ...] = ()
 
     def entry(self, row: str, column: Column, measure: str) -> Entry:
         """Return one entry by row label, column group and measure."""
@@ -296,5 +297,6 @@ def build_table(
         ),
         published=published.paper.title if published else None,
         tuning=_tuned(experiment),
+        notes=experiment.notes,
         origin=grid.origin(),
     )

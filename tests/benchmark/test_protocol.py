@@ -49,6 +49,16 @@ def test_rows_keep_the_order_baselines_then_proposed_with_one_row_per_variant() 
     assert rows[2].options == {"reading": "losses"}
 
 
+def test_the_columns_of_a_backbone_stand_side_by_side() -> None:
+    found = experiment(datasets=["digits", "av_digits"], backbones=["small", "resnet18"]).columns()
+    assert [column[:2] for column in found] == [
+        ("digits", "small"),
+        ("av_digits", "small"),
+        ("digits", "resnet18"),
+        ("av_digits", "resnet18"),
+    ]
+
+
 def test_a_grid_has_one_cell_per_row_and_seed() -> None:
     assert len(list(experiment().cells())) == 4 * 3
     assert {c.seed for c in experiment().cells(("joint",))} == {0, 1, 2}

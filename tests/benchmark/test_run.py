@@ -1,0 +1,61 @@
+"""From a cell's configuration to its method: authors' options, published weights, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from baselines.ogm_ge import OGMGE
+from benchmark import run
+from benchmark.errors import DataError, UsageError
+from benchmark.protocol import Cell, Protocol
+from benchmark.registry import BACKBONES
+from benchmark.training import initialised
+
+OFFICIAL = {"digits": {"alpha": 0.3, "end": 0.9}}
+
+
+def cell(**changes: Any) -> Cell:
+    fields = {"dataset": "digits", "backbone": "resnet18", "fusion": "concat", "method": "joint", "seed": 0}
+    return Cell(**{**fields, "protocol": Protocol(epochs=1), **changes})
+
+
+def alpha_and_end(**changes: Any) -> tuple[float, float]:
+    options = run.build_method(cell(method="ogm_ge", **changes)).options
+    return options.alpha, options.end
+
+
+def test_the_authors_options_apply_where_a_cell_asks_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OGMGE, "official", OFFICIAL)
+    assert alpha_and_end() == (0.8, 0.5)
+    assert alpha_and_end(official=True) == (0.3, 0.9)
+    assert alpha_and_end(official=True, options={"alpha": 0.1}) == (0.1, 0.9)
+
+
+def test_an_encoder_starts_from_the_published_weights_and_the_head_as_without_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(7)
+    published = BACKBONES.load("resnet18")((3, 8, 8)).network.state_dict()
+    monkeypatch.setattr(run, "weights", lambda _backbone, _name: published)
+    plain, loaded = (initialised(run.build_method(cell(weights=name)), 0).state_dict() for name in (None, "imagenet"))
+    name = "encoders.upper.network.layer1.0.conv1.weight"
+    assert torch.equal(loaded[name], published["layer1.0.conv1.weight"])
+    assert not torch.equal(plain[name], loaded[name])
+    assert torch.equal(plain["head.weight"], loaded["head.weight"])
+
+
+def test_unknown_weights_are_refused_with_the_known_ones() -> None:
+    with pytest.raises(UsageError, match=r"weights of backbone 'resnet18' 'imagnet'\. Did you mean 'imagenet'"):
+        run.check_cell(cell(weights="imagnet"))
+
+
+def test_weights_that_are_not_here_say_how_to_get_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EQUIPOISE_DATA", str(tmp_path))
+    run.weights.cache_clear()
+    run.check_cell(cell(weights="imagenet"))
+    with pytest.raises(DataError, match="Run `equipoise fetch resnet18`"):
+        run.build_method(cell(weights="imagenet"))
