@@ -15,6 +15,7 @@ PLAN = Plan(epochs=100, train=2400, val=300, modalities=("m0", "m1"), batch_size
 COSTS = [
     ("joint", {}, 1.0),
     ("unimodal", {"modality": "m0"}, 0.5),
+    ("greedy", {}, 1.0),
     ("ogm_ge", {}, 1.0),
     ("pcgrad", {"tasks": "modality"}, 1.0),
     ("pcgrad", {"tasks": "losses"}, 5 / 3),
