@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from filelock import FileLock
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from benchmark.dataset import PARTS, Dataset, DatasetCard, storage_error
 from benchmark.errors import DataError
@@ -36,6 +37,30 @@ from benchmark.registry import DATASETS
 Say = Callable[[str], None]
 
 
+class RowWriter:
+    """What `PreparedWriter.rows` hands out: takes an array's rows in order, a block at a time."""
+
+    def __init__(self, name: str, shape: tuple[int, ...], dtype: DTypeLike, stream: BinaryIO) -> None:
+        self.written = 0
+        self._name = name
+        self._shape = shape
+        self._dtype = np.dtype(dtype)
+        self._stream = stream
+
+    def write(self, values: NDArray[Any]) -> None:
+        """Append rows (k, *shape); raises DataError for another shape or dtype, or a value that is not finite."""
+        if values.shape[1:] != self._shape:
+            raise DataError(
+                f"{self._name} samples have shape {values.shape[1:]}, its card says {self._shape}. Correct one of them."
+            )
+        if values.dtype != self._dtype:
+            raise DataError(f"{self._name} rows have dtype {values.dtype}, not {self._dtype}. Convert them.")
+        if not np.isfinite(values).all():
+            raise DataError(f"{self._name} holds values that are not finite. Check its preparation.")
+        self._stream.write(np.ascontiguousarray(values).data)
+        self.written += len(values)
+
+
 class PreparedWriter:
     """What `Dataset.prepare` writes to: an array per modality, then the samples; `say` prints a line."""
 
@@ -43,32 +68,38 @@ class PreparedWriter:
         self.card = card
         self.say = say
         self._folder = folder
-        self._arrays: dict[str, NDArray[Any]] = {}
         self._files: dict[str, ArrayMeta] = {}
         self._index: Index | None = None
 
     def array(self, modality: str, values: NDArray[Any]) -> None:
         """Store a modality's array (rows, *shape) as it is: choose a compact dtype (uint8, float16)."""
+        with self.rows(modality, len(values), values.dtype) as rows:
+            rows.write(values)
+
+    @contextmanager
+    def rows(self, modality: str, count: int, dtype: DTypeLike) -> Iterator[RowWriter]:
+        """Store a modality's array of `count` rows block by block: it is never in memory as a whole.
+
+        Several modalities may be open at once. Raises DataError when another number of rows was written.
+        """
+        name = f"{self.card.name}: {modality}"
         shape = self.card.shapes.get(modality)
-        if values.shape[1:] != shape:
-            raise DataError(
-                f"{self.card.name}: {modality} samples have shape {values.shape[1:]}, its card says {shape}. "
-                "Correct one of them."
-            )
-        if not np.isfinite(values).all():
-            raise DataError(f"{self.card.name}: {modality} holds values that are not finite. Check its preparation.")
-        values = np.ascontiguousarray(values)
+        if shape is None:
+            raise DataError(f"{name} is no modality of its card ({', '.join(self.card.shapes)}). Correct one of them.")
         path = self._folder / f"{modality}.npy"
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False}
         # Through the file object rather than a memory map: a full disk is then an error and not a bus error.
         with path.open("wb") as stream:
-            np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(values))
-            stream.write(values.data)
-        self._arrays[modality] = values
+            np.lib.format.write_array_header_1_0(stream, {**header, "shape": (count, *shape)})
+            rows = RowWriter(name, shape, dtype, stream)
+            yield rows
+        if rows.written != count:
+            raise DataError(f"{name} has {rows.written} rows instead of {count}. Check its preparation.")
         self._files[modality] = ArrayMeta(
             file=path.name,
-            dtype=values.dtype.str,
-            shape=values.shape[1:],
-            rows=len(values),
+            dtype=np.dtype(dtype).str,
+            shape=shape,
+            rows=count,
             bytes=path.stat().st_size,
             sha256=sha256_of(path),
         )
@@ -105,6 +136,7 @@ class PreparedWriter:
                 f"{sorted(card.splits)}. Correct one of them."
             )
         index.check(card, {name: file.rows for name, file in self._files.items()})
+        arrays = {name: np.load(self._folder / file.file, mmap_mode="r") for name, file in self._files.items()}
         with (self._folder / INDEX).open("w", newline="", encoding="utf-8") as stream:
             csv.writer(stream, lineterminator="\n").writerows(index.table(card))
         meta = Meta(
@@ -118,7 +150,7 @@ class PreparedWriter:
                     counts={part: int((parts == part).sum()) for part in PARTS},
                     normalisation={
                         name: fit_normalisation(array, np.unique(index.rows[name][parts == "train"]))
-                        for name, array in self._arrays.items()
+                        for name, array in arrays.items()
                     },
                 )
                 for split, parts in index.parts.items()
@@ -132,11 +164,13 @@ class PreparedWriter:
         return meta
 
 
-def fit_normalisation(array: NDArray[Any], rows: Rows, block: int = 256) -> Normalisation:
+def fit_normalisation(array: NDArray[Any], rows: Rows, largest: int = 4_000_000) -> Normalisation:
     """Return mean and standard deviation (ddof 0) over all values of the given rows, in double precision.
 
-    A constant array gets the standard deviation 1, so that it normalises to zeros.
+    They are summed over blocks of at most 256 rows and, but for single rows, `largest` values. A constant array gets
+    the standard deviation 1, so that it normalises to zeros.
     """
+    block = max(1, min(256, largest // int(np.prod(array.shape[1:]))))
     blocks = [rows[start : start + block] for start in range(0, len(rows), block)]
     count = len(rows) * int(np.prod(array.shape[1:]))
     mean = sum(float(array[part].sum(dtype=np.float64)) for part in blocks) / count

@@ -109,7 +109,7 @@ def test_normalisation_counts_a_row_that_many_samples_share_once(tmp_path: Path)
 
 def test_normalisation_of_many_blocks_equals_numpy_and_of_a_constant_has_deviation_one() -> None:
     values = np.random.default_rng(0).normal(3, 2, (50, 7))
-    fitted = fit_normalisation(values, np.arange(50), block=8)
+    fitted = fit_normalisation(values, np.arange(50), largest=8 * 7)
     assert (fitted.mean, fitted.std) == pytest.approx((values.mean(), values.std()))
     assert fit_normalisation(np.full((4, 2), 5.0), np.arange(4)).std == 1.0
 
@@ -301,3 +301,36 @@ def test_stratified_parts_cut_every_class_in_the_order_of_its_keys_digests() -> 
             key=lambda key: hashlib.sha256(key.encode()).hexdigest(),
         )
         assert [parts[keys.index(key)] for key in members] == ["train"] * 7 + ["val"] + ["test"] * 2
+
+
+def test_rows_written_in_blocks_give_the_same_file_as_an_array(tmp_path: Path) -> None:
+    def prepare(self: Toy, _raw: Path, out: PreparedWriter) -> None:
+        with out.rows("sound", 6, np.float16) as sound, out.rows("picture", 3, np.uint8) as picture:
+            for number in range(3):
+                sound.write(self.sound[2 * number : 2 * number + 2])
+                picture.write(self.picture[number : number + 1])
+        out.samples(self.ids, self.labels, **self.samples)
+
+    assert write(tmp_path / "rows", prepare=prepare).meta == write(tmp_path / "array").meta
+
+
+@pytest.mark.parametrize(
+    ("modality", "blocks", "message"),
+    [
+        ("sound", [Toy.sound[:2], Toy.sound[:2]], "toy: sound has 4 rows instead of 6"),
+        ("sound", [Toy.sound.astype(np.float32)], "toy: sound rows have dtype float32, not float16"),
+        ("sound", [Toy.sound, Toy.sound[:, :1]], r"toy: sound samples have shape \(1, 3\)"),
+        ("smell", [], r"toy: smell is no modality of its card \(sound, picture\)"),
+    ],
+)
+def test_rows_that_contradict_what_was_declared_are_refused(
+    tmp_path: Path, modality: str, blocks: list[Any], message: str
+) -> None:
+    def prepare(_self: Toy, _raw: Path, out: PreparedWriter) -> None:
+        with out.rows(modality, 6, np.float16) as rows:
+            for block in blocks:
+                rows.write(block)
+
+    with pytest.raises(DataError, match=message):
+        write(tmp_path, prepare=prepare)
+    assert not (tmp_path / "toy").exists()
