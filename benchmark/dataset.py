@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from benchmark.preparation import PreparedWriter
 
 PARTS = ("train", "val", "test")
+_LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,10 @@ class Checksum:
         """Return what is wrong with `file`, or None when it is the right one."""
         size = file.stat().st_size
         if self.size is not None and size != self.size:
-            return f"{size} bytes instead of {self.size}"
+            with file.open("rb") as stream:
+                pointer = stream.read(len(_LFS_POINTER)) == _LFS_POINTER
+            text = f"{size} bytes instead of {self.size}"
+            return f"{text}, a Git LFS pointer and not the file it stands for" if pointer else text
         with file.open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
         return None if found == self.sha256 else f"sha256 {found[:12]}… instead of {self.sha256[:12]}…"
@@ -74,9 +78,9 @@ class Verification:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Checksums of the single files inside an archive: a CSV with the columns `path`, `sha256` and `size`.
+    """Checksums of single files: a CSV with the columns `path`, `sha256` and `size`.
 
-    `urls` are patterns with `{path}` under which a single file can be had when the archive lacks it.
+    `urls` are patterns with `{path}` under which a file can be had when the archive lacks it, or when there is none.
     """
 
     file: Path
@@ -95,12 +99,12 @@ class Manifest:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One file to fetch.
+    """One file to fetch, or many single ones.
 
     `file` is its name below the raw folder and in a mirror. It is verified as a whole by `checksum`, or,
     where an archive is not byte-stable, member by member through `manifest` (its members are then unpacked
     into the raw folder). Without `urls` the terms forbid a download and `obtain` says where a person gets the
-    file.
+    file; without either, the files of the manifest come from its own `urls`, and `file` only names them.
     """
 
     file: str
@@ -148,7 +152,7 @@ class DatasetCard:
         for source in self.sources:
             if not (source.checksum or source.manifest):
                 raise UsageError(f"Dataset {self.name!r}: {source.file} has no checksum. Add one, or a manifest.")
-            if not (source.urls or source.obtain):
+            if not (source.urls or source.obtain or (source.manifest and source.manifest.urls)):
                 raise UsageError(f"Dataset {self.name!r}: {source.file} has no URL. Add one, or how to obtain it.")
 
     @property

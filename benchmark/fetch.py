@@ -128,7 +128,8 @@ class _Fetcher:
         """Unpack one copy of the archive after another until all is there, then ask for single files."""
         problems: list[str] = []
         unknown = 0
-        for origin, archive in self._ways(source.file, source.urls, source.checksum, problems):
+        archives = source.urls or source.obtain
+        for origin, archive in self._ways(source.file, source.urls, source.checksum, problems) if archives else ():
             try:
                 broken, unknown = unpack(archive, manifest, self.destination)
             except UnavailableError as error:
@@ -171,6 +172,7 @@ class _Fetcher:
         final name.
         """
         target = self.destination / name
+        target.parent.mkdir(parents=True, exist_ok=True)
         for local in (target, self.mirror / name if self.mirror else None):
             if local is not None and local.is_file():
                 fault = checksum.fault(local) if checksum else None
@@ -181,7 +183,6 @@ class _Fetcher:
         if not urls and not problems:
             problems.append(f"{name} is not there")
         part = part_of(target)
-        part.parent.mkdir(parents=True, exist_ok=True)
         for number, url in enumerate(urls):
             if checksum is None and number:
                 part.unlink(missing_ok=True)  # nothing says that both URLs give the same bytes

@@ -410,6 +410,33 @@ def test_a_member_that_nothing_holds_is_named_with_everything_that_was_tried(ser
         fetch(toy, tmp_path / "raw", patience=PATIENCE)
 
 
+def single_files(server: Server, tmp_path: Path) -> type[Dataset]:
+    (source,) = archived(server, tmp_path, single=True).card.sources
+    server.content |= {f"/single/{path}": content for path, content in MEMBERS.items()}
+    return dataset(replace(source, file="clips", obtain=""))
+
+
+def test_files_without_an_archive_are_fetched_one_by_one(server: Server, tmp_path: Path) -> None:
+    (found,) = fetch(single_files(server, tmp_path), tmp_path / "raw", patience=PATIENCE)
+    assert str(found) == "clips: 2 expected, 2 found, 0 broken"
+    assert [path for path, _ in server.requests] == ["/single/clips/one.wav", "/single/clips/two.wav"]
+    assert {path: (tmp_path / "raw" / path).read_bytes() for path in MEMBERS} == MEMBERS
+
+
+def test_files_without_an_archive_come_from_a_mirror_that_has_them(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "mirror" / "toy" / "clips").mkdir(parents=True)
+    (tmp_path / "mirror" / "toy" / "clips" / "two.wav").write_bytes(MEMBERS["clips/two.wav"])
+    fetch(single_files(server, tmp_path), tmp_path / "raw", tmp_path / "mirror", patience=PATIENCE)
+    assert [path for path, _ in server.requests] == ["/single/clips/one.wav"]
+
+
+def test_a_pointer_to_a_large_file_in_the_place_of_the_file_is_named(server: Server, tmp_path: Path) -> None:
+    toy = single_files(server, tmp_path)
+    server.content["/single/clips/one.wav"] = b"version https://git-lfs.github.com/spec/v1\nsize 10\n"
+    with pytest.raises(DataError, match=r"clips could not be fetched \(http.*one\.wav: .*, a Git LFS pointer and not "):
+        fetch(toy, tmp_path / "raw", patience=PATIENCE)
+
+
 def test_progress_reports_bytes_so_far_and_in_all(server: Server, tmp_path: Path) -> None:
     calls: list[tuple[str, int, int | None]] = []
     fetch(one_file(server, "/a"), tmp_path, patience=PATIENCE, progress=lambda *call: calls.append(call))

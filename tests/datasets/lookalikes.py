@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import wave
+from dataclasses import dataclass
 from pathlib import Path
 
 import av
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmark.dataset import Checksum
+from benchmark.dataset import Checksum, Manifest, Source
 
 WIDTH, HEIGHT, FRAME_RATE = 160, 120, 30
 TRACK_RATE = 22_050
@@ -73,3 +74,53 @@ def write_video(
 
 def sums(file: Path) -> Checksum:
     return Checksum(hashlib.sha256(file.read_bytes()).hexdigest(), file.stat().st_size)
+
+
+EMOTIONS = ("ANG", "DIS", "FEA", "HAP", "NEU", "SAD")
+
+
+@dataclass(frozen=True)
+class CremadLookalike:
+    """48 clips of 4 actors below `folder` in the published layout, and a card's sources that describe them."""
+
+    folder: Path
+    names: tuple[str, ...]
+    sources: tuple[Source, ...]
+
+
+def write_cremad(folder: Path) -> CremadLookalike:
+    """Write 4 actors x 2 sentences x 6 emotions; pitch and colour tell the emotion.
+
+    Of actor 1001 saying DFA: in ANG the video has one frame, in DIS it is unreadable, in FEA the recording is silent,
+    in HAP it is that of NEU, and in SAD the video is three times as long.
+    """
+    names = [f"{a}_{s}_{e}_XX" for a in range(1001, 1005) for s in ("DFA", "IEO") for e in EMOTIONS]
+    for number, name in enumerate(names):
+        label, seconds = number % 6, 0.5 + number / 100
+        video, recording = folder / f"VideoFlash/{name}.flv", folder / f"AudioWAV/{name}.wav"
+        write_video(video, label, 1 if number == 0 else 45 if number == 5 else round(30 * seconds))
+        write_wave(recording, tone(4, 0.54, 16_000) if number == 3 else tone(label, seconds, 16_000))
+    (folder / "VideoFlash/1001_DFA_DIS_XX.flv").write_bytes(b"FLV\1" + bytes(300))
+    write_wave(folder / "AudioWAV/1001_DFA_FEA_XX.wav", np.zeros(8000, np.float32))
+    # The actor of every list's clips is in another list too, as in the published ones.
+    lists = {"train": [*names[:6], *names[12:]], "val": names[18:24], "test": names[6:12]}
+    for part, members in lists.items():
+        rows = "".join(f"{name},{name.split('_')[2]}\r\n" for name in members)
+        (folder / f"{part}.csv").write_text(rows, newline="")
+    paths = [
+        f"{kind}/{name}.{suffix}" for kind, suffix in (("AudioWAV", "wav"), ("VideoFlash", "flv")) for name in names
+    ]
+    found = {path: sums(folder / path) for path in paths}
+    manifest = folder / "manifest.csv"
+    lines = [f"{path},{checksum.sha256},{checksum.size}" for path, checksum in found.items()]
+    manifest.write_text("\n".join(["path,sha256,size", *lines]) + "\n")
+    listed = {f"{part}.csv": sums(folder / f"{part}.csv") for part in lists}
+    url = "http://127.0.0.1:1/{path}"
+    return CremadLookalike(
+        folder,
+        tuple(names),
+        (
+            Source(file="clips", manifest=Manifest(manifest, (url,))),
+            *(Source(file=path, urls=(url,), checksum=checksum) for path, checksum in listed.items()),
+        ),
+    )
