@@ -39,10 +39,13 @@ def _decoded(container: InputContainer, stream: AudioStream | VideoStream, error
             frames = packet.decode()
         except av.FFmpegError as error:
             errors.append(type(error).__name__)
-        else:
-            yield from frames
+            continue
+        for frame in frames:
+            if frame.is_corrupt:  # the decoder made up what it could not read
+                errors.append("concealed")
+            yield frame
 
 
 def broken(errors: list[str]) -> tuple[str, ...]:
     """Return `errors` as one fault, or none."""
-    return (f"{len(errors)} packets cannot be decoded ({errors[0]})",) if errors else ()
+    return (f"{len(errors)} packets are damaged ({errors[0]})",) if errors else ()

@@ -79,6 +79,17 @@ def test_a_video_cut_short_gives_what_it_has(tmp_path: Path) -> None:
     assert found.images[:, 2].any()
 
 
+def test_a_damaged_frame_is_named_and_the_others_are_kept(tmp_path: Path) -> None:
+    write_video(tmp_path / "clip.flv", 0, frames=30, sound=None)
+    content = bytearray((tmp_path / "clip.flv").read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 200] = bytes(200)
+    (tmp_path / "hole.flv").write_bytes(content)
+    found = segment_frames(tmp_path / "hole.flv", 3)
+    assert [re.sub(r"\d+", "n", fault) for fault in found.faults] == ["n packets are damaged (concealed)"]
+    assert left_edges(found)[0] == pytest.approx(4 * 5, abs=5)
+
+
 @pytest.mark.parametrize(
     ("content", "fault"), [(b"no video", r"unreadable \(InvalidDataError\)"), (None, r"unreadable \(FileNotFound")]
 )

@@ -3,6 +3,8 @@ from __future__ import annotations
 import hashlib
 import math
 import shutil
+import subprocess
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,13 +16,15 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-import datasets.cremad
 from baselines.joint import Joint
+from benchmark.conformance import Outcome
+from benchmark.conformance_dataset import check_dataset
 from benchmark.data import load
 from benchmark.dataset import PARTS, Verification
 from benchmark.download import Patience
 from benchmark.errors import DataError
 from benchmark.fetch import fetch
+from benchmark.paths import SOURCE_ROOT
 from benchmark.preparation import prepare
 from benchmark.prepared import Prepared
 from benchmark.protocol import Optimizer, Protocol
@@ -211,7 +215,11 @@ class Tiny(nn.Module):
 
 @pytest.mark.usefixtures("archive")
 @pytest.mark.parametrize("split", ["legacy", "clean"])
-def test_an_epoch_of_joint_training_runs_on_prepared_clips(split: str) -> None:
+def test_an_epoch_of_joint_training_runs_on_prepared_clips_without_any_decoder(
+    split: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for decoder in ("av", "soundfile", "torchaudio"):
+        monkeypatch.setitem(sys.modules, decoder, None)
     data = load("cremad", split)
     task = Task(
         shapes=dict(data.shapes),
@@ -227,7 +235,22 @@ def test_an_epoch_of_joint_training_runs_on_prepared_clips(split: str) -> None:
 
 
 def test_preparing_depends_on_every_source_of_the_dataset() -> None:
-    folder = Path(datasets.cremad.__file__).parent
-    stages = yaml.safe_load((folder / "dvc.yaml").read_text())["stages"]
-    sources = {str(file.relative_to(folder.parents[1])) for file in DATASETS.entry("cremad").source_files()}
+    stages = yaml.safe_load((SOURCE_ROOT / "datasets/cremad/dvc.yaml").read_text())["stages"]
+    sources = {str(file.relative_to(SOURCE_ROOT)) for file in DATASETS.entry("cremad").source_files()}
     assert set(stages["prepare"]["deps"]) == {*sources, "data/raw/cremad"}
+
+
+@pytest.mark.usefixtures("archive")
+def test_the_prepared_look_alike_conforms_in_both_splits() -> None:
+    records = list(check_dataset("cremad"))
+    assert [record.reason for record in records if record.outcome is not Outcome.PASSED] == []
+    assert len(records) == 10
+
+
+def test_what_listing_and_each_decoding_process_import_is_light() -> None:
+    code = (
+        "import sys, datasets.cremad, datasets.cremad.clips, datasets._clips.pool; "
+        "print(sorted({'av', 'scipy', 'soundfile', 'torch', 'torchaudio', 'pydantic'} & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], cwd=SOURCE_ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"
