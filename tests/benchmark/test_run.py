@@ -39,7 +39,8 @@ def test_an_encoder_starts_from_the_published_weights_and_the_head_as_without_th
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch.manual_seed(7)
-    published = BACKBONES.load("resnet18")((3, 8, 8)).network.state_dict()
+    encoder = BACKBONES.load("resnet18")((3, 8, 8))
+    published = {name.removeprefix("network."): value for name, value in encoder.state_dict().items()}
     monkeypatch.setattr(run, "weights", lambda _backbone, _name: published)
     plain, loaded = (initialised(run.build_method(cell(weights=name)), 0).state_dict() for name in (None, "imagenet"))
     name = "encoders.upper.network.layer1.0.conv1.weight"
