@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,20 +23,27 @@ def select_epoch(history: Sequence[Record], rule: Selection) -> Record:
     return max(history, key=lambda epoch: epoch[part]["accuracy"])
 
 
+@contextmanager
+def reading(record: Record, what: str) -> Iterator[None]:
+    """Turn whatever goes wrong while `what` is read from a record into a DataError that names the record."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise DataError(
+            f"Result {record.get('key')} has no usable {what} "
+            f"({type(error).__name__}: {error}). Remove it and run the cell again."
+        ) from None
+
+
 def score(record: Record, metric: str, rule: Selection) -> float:
     """Return a run's test metric at the selected epoch in %, or its balance factor (-1 to 1) at the end.
 
     Raises DataError for a record without the number.
     """
-    try:
+    with reading(record, f"{metric} under the rule {rule}"):
         if metric == "balance_factor":
             return float(record["balance_factor"])
         return 100 * float(select_epoch(record["epochs"], rule)["test"][metric])
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise DataError(
-            f"Result {record.get('key')} has no usable {metric} under the rule {rule} "
-            f"({type(error).__name__}: {error}). Remove it and run the cell again."
-        ) from None
 
 
 def _indexed(records: Iterable[Record]) -> dict[str, Record]:
@@ -83,14 +91,21 @@ class Grid:
     def _record(self, cell: Cell) -> Record | None:
         return self._records.get(canonical(cell.identity()))
 
-    def values(self, row: Row, column: Column, metric: str, rule: Selection) -> dict[int, float]:
-        """Return one value per finished seed: the mean over its target domains, once all are there."""
-        values = {}
+    def finished(self, row: Row, column: Column) -> dict[int, list[Record]]:
+        """Return the records of every finished seed: one per target domain, once all are there."""
+        finished = {}
         for seed, cells in self._cells[row.label, column].items():
             records = [record for cell in cells if (record := self._record(cell)) is not None]
             if len(records) == len(cells):
-                values[seed] = math.fsum(score(record, metric, rule) for record in records) / len(records)
-        return values
+                finished[seed] = records
+        return finished
+
+    def values(self, row: Row, column: Column, metric: str, rule: Selection) -> dict[int, float]:
+        """Return one value per finished seed, the mean over its target domains."""
+        return {
+            seed: math.fsum(score(record, metric, rule) for record in records) / len(records)
+            for seed, records in self.finished(row, column).items()
+        }
 
     def missing(self, row: Row, column: Column) -> list[Cell]:
         """Return the cells of a table entry that have no record."""

@@ -72,8 +72,8 @@ def storing(target: Path) -> Iterator[None]:
         raise storage_error(error, target) from error
 
 
-def write_atomically(target: Path, text: str, partial: Path | None = None) -> None:
-    """Write a file that is whole or absent, whatever happens.
+def write_atomically(target: Path, content: str | bytes, partial: Path | None = None) -> None:
+    """Write a file (text as UTF-8) that is whole or absent, whatever happens.
 
     `partial` is its name while it is written, on the same disk. Raises StorageError.
     """
@@ -82,8 +82,8 @@ def write_atomically(target: Path, text: str, partial: Path | None = None) -> No
         target.parent.mkdir(parents=True, exist_ok=True)
         partial.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with partial.open("w", encoding="utf-8") as stream:
-                stream.write(text)
+            with partial.open("wb") as stream:
+                stream.write(content.encode() if isinstance(content, str) else content)
                 stream.flush()
                 os.fsync(stream.fileno())
             partial.replace(target)
