@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from benchmark.protocol import Cell, Experiment
 
 FORMATS = {"md": "md", "csv": "csv", "json": "json", "latex": "tex"}
+FIGURES = ("plane", "specific", "energy", "overview")
 KINDS = ("methods", "baselines", "datasets", "backbones", "fusions", "experiments")
 
 
@@ -282,6 +283,24 @@ def table(experiment: str, form: str, selection: Any, out: Path | None, against:
 
         for name, text in texts.items():
             write_atomically(out / name, text)
+
+
+@cli.command()
+@click.argument("name", type=click.Choice([*FIGURES, "all"]))
+@click.argument("experiment", default="digits")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Default: results/figures.")
+def figure(name: str, experiment: str, out: Path | None) -> None:
+    """Draw a figure from the finished cells of an experiment (default: digits); `all` draws every one."""
+    from benchmark.experiments import load_experiment
+    from benchmark.figures import write
+    from benchmark.paths import results_home
+    from benchmark.store import Store
+
+    loaded = load_experiment(experiment)
+    records = Store().records(loaded.cells())
+    for one in FIGURES if name == "all" else (name,):
+        for file in write(one, loaded, records, out or results_home() / "figures"):
+            click.echo(file)
 
 
 @cli.command()
