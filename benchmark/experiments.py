@@ -46,14 +46,14 @@ def load_experiment(name: str) -> Experiment:
     return tuned(experiment) if experiment.tuning else experiment
 
 
-def absent_data(experiment: Experiment) -> dict[str, str]:
-    """Return, for each of its datasets that is not on this machine, the commands that bring it here."""
+def absent_data(experiment: Experiment, command: str = "grid") -> dict[str, str]:
+    """Return, for each of its datasets that is not on this machine, what brings it here before `command` again."""
     absent = {}
     for name in experiment.datasets:
         needs_fetching = bool(DATASETS.load(name).card.sources)
         if needs_fetching and not (prepared_home(name) / "meta.json").is_file():
             fetched = [name, *(experiment.backbones if name in experiment.weights else ())]
-            commands = [*(f"fetch {source}" for source in fetched), f"prepare {name}", f"grid {experiment.name}"]
+            commands = [*(f"fetch {source}" for source in fetched), f"prepare {name}", f"{command} {experiment.name}"]
             absent[name] = "the data are not on this machine: " + ", ".join(f"`equipoise {c}`" for c in commands)
     return absent
 

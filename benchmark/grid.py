@@ -81,12 +81,7 @@ def fill(
     A whole grid that is finished is described in `results/grids/<experiment>.json`. Raises UsageError before
     anything starts when a method is no row of the experiment or any row's options are wrong.
     """
-    known = dict.fromkeys(row.method for row in experiment.rows())
-    for method in methods:
-        if method not in known:
-            raise UsageError(
-                f"Experiment {experiment.name!r} has no method {method!r}. Its methods: {', '.join(known)}."
-            )
+    refuse_unknown_methods(experiment, methods)
     store = Store()
     cells = experiment.cells(tuple(methods))
     tally = complete(cells, experiment.name, jobs, executor=executor, train=train, store=store)
@@ -96,6 +91,16 @@ def fill(
             json.dumps(description(experiment), indent=2) + "\n",
         )
     return tally.exit_status
+
+
+def refuse_unknown_methods(experiment: Experiment, methods: Sequence[str]) -> None:
+    """Raise UsageError for a method that is no row of the experiment."""
+    known = dict.fromkeys(row.method for row in experiment.rows())
+    for method in methods:
+        if method not in known:
+            raise UsageError(
+                f"Experiment {experiment.name!r} has no method {method!r}. Its methods: {', '.join(known)}."
+            )
 
 
 def description(experiment: Experiment) -> dict[str, Any]:
