@@ -207,6 +207,24 @@ def grid(experiment: str, executor: str, jobs: int | None, methods: tuple[str, .
 
 
 @cli.command()
+@click.argument("experiment")
+@click.option(
+    "--budget",
+    type=click.IntRange(min=1),
+    help="Stop after this many trials per row, at most those declared, to go on later. A row chooses its values when "
+    "it has had all that are declared.",
+)
+@click.option("-j", "--jobs", type=click.IntRange(min=1), help="Worker processes. Default: one per core.")
+@click.option("--method", "methods", multiple=True, help="Only this method's rows, the others stay; may be repeated.")
+def tune(experiment: str, budget: int | None, jobs: int | None, methods: tuple[str, ...]) -> int:
+    """Choose the values of every row on validation data, with the budget that the experiment declares."""
+    from benchmark.experiments import load_experiment
+    from benchmark.tuning import tune as tune_rows
+
+    return tune_rows(load_experiment(experiment), budget, methods, jobs)
+
+
+@cli.command()
 @click.argument("experiment", required=False)
 def status(experiment: str | None) -> int:
     """Count the cells that are done, running, failed, stale (their sources changed) or missing."""
