@@ -290,8 +290,8 @@ def test_a_result_of_other_terms_or_a_newer_version_is_refused() -> None:
 def test_a_dataset_that_is_not_here_is_left_out_and_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert tune(Training(), datasets=["digits", "av_digits"]) == 1
     shown = capsys.readouterr()
-    assert "left out: av_digits: its data are not on this machine: `equipoise fetch av_digits`" in shown.err
-    assert "then `equipoise tune tiny`" in shown.err
+    assert "left out: av_digits: the data are not on this machine: `equipoise fetch av_digits`" in shown.err
+    assert "`equipoise tune tiny`" in shown.err
     assert set(result()["columns"]) == {COLUMN}
     with pytest.raises(DataError, match="equipoise fetch av_digits"):
         tune(Training(), datasets=["av_digits"])
