@@ -153,8 +153,12 @@ class Cell(Frozen):
     official: bool = False
 
     def identity(self) -> dict[str, Any]:
-        """Return the configuration as plain data, as it is stored and digested."""
-        return self.model_dump(mode="json")
+        """Return the configuration as plain data, as it is stored and digested: what differs from the defaults.
+
+        So a field that a later version adds leaves the cells that do not use it what they are. The defaults themselves
+        belong to the protocol version.
+        """
+        return self.model_dump(mode="json", exclude_defaults=True)
 
     def key(self) -> str:
         """Return the sha256 of configuration, sources and protocol version.

@@ -116,6 +116,7 @@ def run_cell(cell: Cell, work: Path | None = None) -> dict[str, Any]:
         "schema": RESULT_SCHEMA,
         "key": key,
         "cell": cell.identity(),
+        "protocol": cell.protocol.model_dump(mode="json"),
         "sources": cell.sources(),
         "options": method.options.model_dump(mode="json"),
         "modalities": list(method.task.modalities),

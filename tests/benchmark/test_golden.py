@@ -43,6 +43,7 @@ def test_the_golden_cells_train_as_this_protocol_version_says() -> None:
     golden = json.loads(GOLDEN.read_text())
     now: dict[str, Any] = {
         "protocol_version": PROTOCOL_VERSION,
+        "defaults": Protocol(epochs=1).model_dump(mode="json"),
         "joint": golden_cell("joint"),
         "rgm": golden_cell("rgm"),
     }
@@ -51,6 +52,8 @@ def test_the_golden_cells_train_as_this_protocol_version_says() -> None:
         f"{GOLDEN.name} by:\n{json.dumps(now, indent=1)}"
     )
     assert golden["protocol_version"] == PROTOCOL_VERSION, advice
+    # A cell's key leaves out what has its default: a new field may come, but no default may change.
+    assert golden["defaults"].items() <= now["defaults"].items(), advice
     for name in ("joint", "rgm"):
         for field, value in golden[name].items():
             # Another processor sums in another order; another semantics is far from this.

@@ -166,3 +166,16 @@ def test_weights_and_official_options_are_part_of_the_cell() -> None:
     first = next(found.cells())
     assert (first.weights, first.official) == ("imagenet", True)
     assert first.key() != next(experiment().cells()).key()
+
+
+def test_a_cells_identity_names_what_differs_from_the_defaults() -> None:
+    assert cell().identity() == {
+        "dataset": "digits",
+        "backbone": "small",
+        "fusion": "concat",
+        "method": "ogm_ge",
+        "protocol": {"epochs": 2},
+        "seed": 0,
+    }
+    spelled_out = cell(options={}, target=None, protocol=Protocol(epochs=2, batch_size=64))
+    assert spelled_out.identity() == cell().identity()

@@ -270,7 +270,7 @@ def test_a_missing_seed_does_not_shrink_the_family() -> None:
 
 
 def test_a_row_without_any_seed_shows_missing() -> None:
-    made = [r for r in records(experiment()) if r["cell"]["options"] != {"between": "losses"}]
+    made = [r for r in records(experiment()) if r["cell"].get("options") != {"between": "losses"}]
     text = render(build_table(experiment(), made), "md")
     assert "|pcgrad(losses)|missing|missing|" in text.replace(" ", "")
 
