@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from itertools import combinations
 from math import factorial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -120,6 +120,11 @@ class ActiveLearning(Method):
         changes=frozenset({"encoders", "fusion", "head"}),
     )
 
+    # Configurations in the repository; they count with mode=budget.
+    official: ClassVar[Mapping[str, Mapping[str, object]]] = {
+        "kinetics_sounds": {"initial": 1000 / 14739, "added": 1000 / 14739},
+    }
+
     class Options(MethodOptions):
         """What is labelled, and by whom it is chosen."""
 
@@ -165,16 +170,15 @@ class ActiveLearning(Method):
 
     def start_epoch(self, ctx: Context) -> None:
         """Choose the samples of the run (`budget`) or of the epoch (`sampler`)."""
-        everything = torch.arange(len(ctx.train))
         if self.options.mode == "sampler":
             count = label_counts(len(ctx.train), self.options.drawn, 0, 1)[0]
-            self.chosen = self._choose(everything, count, ctx, ctx, true_classes=True)
+            self.chosen = self._choose(torch.arange(len(ctx.train)), count, ctx, ctx, true_classes=True)
         elif self.options.mode == "budget" and ctx.epoch == 0:
             counts = self._counts(len(ctx.train))
             self.chosen = torch.randperm(len(ctx.train), generator=ctx.generator)[: counts[0]]
             for number, count in enumerate(counts[1:]):
                 side = self._round(number, ctx)
-                pool = everything[~torch.isin(everything, self.chosen)]
+                pool = ctx.train.others(self.chosen)
                 self.chosen = torch.cat([self.chosen, self._choose(pool, count - len(self.chosen), side, ctx)])
 
     def _counts(self, samples: int) -> list[int]:
@@ -185,9 +189,8 @@ class ActiveLearning(Method):
         with seeding.isolated():
             torch.manual_seed(int(torch.randint(2**62, (), generator=ctx.generator)))
             model = self.build().to(ctx.train.labels.device).train()
-            side = ctx.fork(model, dict(model.named_parameters()), f"round {number}")
-            for batch in (batch for _ in range(ctx.epochs) for batch in side.batches(indices=self.chosen)):
-                self.step(batch, side)
+        trained, epochs = dict(model.named_parameters()), range(ctx.epochs)
+        side = ctx.train_aside(model, trained, f"round {number}", self.step, epochs=epochs, indices=self.chosen)
         accuracy = evaluate(self, model, ctx.val, ctx.plan.batch_size)["accuracy"]
         ctx.note(f"validation accuracy, {len(self.chosen)} labels", accuracy)
         return side

@@ -63,12 +63,12 @@ def strengths(score: Tensor) -> Tensor:
     return (len(score) / (len(score) - 1) * (score.mean() - score)).exp()
 
 
-def coefficients(score: Tensor, history: Tensor, *, alpha: float = 1.0, cap: float = 10.0) -> Tensor:
+def coefficients(score: Tensor, history: Tensor, *, alpha: float = 1.0, cap: float | None = 10.0) -> Tensor:
     """Return kappa = exp(alpha min(tau - r, cap)) `(M,)` from scores and their mean over all earlier steps `(M,)`.
 
     A modality that is stronger now (r) than so far (tau) is slowed, kappa < 1; one that is weaker is boosted.
     """
-    return (alpha * (strengths(history) - strengths(score)).clamp_max(cap)).exp()
+    return (alpha * (strengths(history) - strengths(score)).clamp_max(math.inf if cap is None else cap)).exp()
 
 
 def updated_history(history: Tensor, score: Tensor, step: int) -> Tensor:
@@ -122,6 +122,15 @@ class AGM(Method):
     )
     noop: ClassVar[Mapping[str, object]] = {"alpha": 0.0, "clip": None}
 
+    # Issues #3, #5 and #10 (alpha); the datasets' tasks in the repository (cap, clip).
+    official: ClassVar[Mapping[str, Mapping[str, object]]] = {
+        "cremad": {"alpha": 1.5, "cap": 10.0, "clip": 1.0},
+        "av_mnist": {"alpha": 2.5, "cap": None, "clip": 1.0},
+        "ur_funny": {"alpha": 4.0, "cap": 7.0, "clip": 5.0},
+        "ave": {"cap": None, "clip": None},
+        "cmu_mosei": {"cap": None},
+    }
+
     class Options(MethodOptions):
         """Strength, its bound, window and gradient clipping."""
 
@@ -131,10 +140,10 @@ class AGM(Method):
             "runs of 800 to 1500 epochs.",
             ge=0,
         )
-        cap: float = option(
+        cap: float | None = option(
             10.0,
-            "Largest tau - r, so that kappa <= exp(alpha cap). Official: 10 on CREMA-D, 7 on UR-Funny, none (a huge "
-            "number here) on AVE, AV-MNIST and MOSEI.",
+            "Largest tau - r, so that kappa <= exp(alpha cap); none bounds nothing. Official: 10 on CREMA-D, 7 on "
+            "UR-Funny, none on AVE, AV-MNIST and MOSEI.",
             ge=0,
         )
         window: float = option(

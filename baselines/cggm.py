@@ -7,7 +7,7 @@ d_m)`. The official one is a transformer over a sequence of tokens; for a vector
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,14 @@ class CGGM(Method):
         interventions=frozenset({Intervention.PARAMETER_GRADIENT, Intervention.LOSS}),
         changes=frozenset({"encoders", "fusion", "head"}),
     )
+
+    # Configurations in the repository.
+    official: ClassVar[Mapping[str, Mapping[str, object]]] = {
+        "food101": {"rho": 1.3, "direction_weight": 0.05, "clip": 0.8, "classifier_lr": 0.5},
+        "cmu_mosi": {"rho": 1.3, "direction_weight": 0.2, "clip": 0.8, "classifier_lr": 0.5},
+        "iemocap": {"rho": 1.3, "direction_weight": 0.2, "clip": 0.8, "classifier_lr": 0.5},
+        "brats": {"rho": 1.0, "direction_weight": 0.1, "clip": None, "classifier_lr": 0.6},
+    }
 
     class Options(MethodOptions):
         """Strengths, clipping, the classifiers' learning rate, and readings."""

@@ -89,6 +89,11 @@ class DiagnosingRelearning(Method):
     )
     noop: ClassVar[Mapping[str, object] | None] = {"strength": 0.0}
 
+    # Script in the repository.
+    official: ClassVar[Mapping[str, Mapping[str, object]]] = {
+        "cremad": {"strength": 3.0, "period": 20 / 90, "count": 3},
+    }
+
     class Options(MethodOptions):
         """Strength and schedule of the returns."""
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmark.gradients import NEGLIGIBLE_NORM, flatten, unflatten
+from benchmark.gradients import NEGLIGIBLE_SQUARE, flatten, unflatten
 from benchmark.method import Intervention, Method, MethodInfo, MethodOptions, Passes, Plan, reading, total
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def projection_coefficients(gram: Tensor, orders: Tensor) -> Tensor:
     """
     gram = gram.double()
     own = torch.arange(len(gram), device=gram.device)
-    squares = gram.diagonal().clamp_min(NEGLIGIBLE_NORM**2)
+    squares = gram.diagonal().clamp_min(NEGLIGIBLE_SQUARE)
     coefficients = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     for met in orders.to(gram.device).T:
         inner = (coefficients * gram[met]).sum(1)

@@ -9,13 +9,12 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmark import seeding
 from benchmark.gradients import min_norm_weight
 from benchmark.method import (
     Intervention,
@@ -84,8 +83,8 @@ class IMCL(Method):
     """Routes the task to one encoder per step and teaches the others, with every loss weighted easy to hard.
 
     Teachers are the suite's encoders, trained alone on the same data before the run starts, from the same initial
-    weights as their students. They train at the run's first learning rate. The teachers share no parameters, so one
-    loop trains them all.
+    weights as their students. The learning rate's schedule spans their training as it spans the run. The teachers
+    share no parameters, so one loop trains them all.
     """
 
     info = MethodInfo(
@@ -100,6 +99,11 @@ class IMCL(Method):
         changes=frozenset({"encoders", "fusion", "head"}),
         passes=Passes(3.0, 2.0),
     )
+
+    # Code of the two released experiments.
+    official: ClassVar[Mapping[str, Mapping[str, object]]] = {
+        name: {"clip_norm": 0.25, "distillation": "sum", "clamps": "code"} for name in ("vqa_v2", "snli_ve")
+    }
 
     class Options(MethodOptions):
         """Curriculum, teachers and readings."""
@@ -161,16 +165,13 @@ class IMCL(Method):
         self.teachers = teachers.eval().requires_grad_(False)
 
     def _train(self, teachers: MultimodalModel, ctx: Context) -> None:
-        used = ("encoders.", "unimodal_heads.")
-        side = ctx.fork(teachers, {k: p for k, p in teachers.named_parameters() if k.startswith(used)}, "teachers")
-        # Dropout draws from the global stream, which belongs to the main model.
-        with seeding.isolated():
-            torch.manual_seed(side.generator.initial_seed())
-            for batch in (batch for _ in range(self._teacher_epochs(ctx.epochs)) for batch in side.batches()):
-                forward = side.forward(batch)
-                loss = total(unimodal_losses(forward, batch.labels))
-                side.encoder_backward(forward, side.feature_gradients(forward, loss))
-                side.update(loss)
+        def alone(batch: Batch, side: Context) -> None:
+            forward = side.forward(batch)
+            side.descend(forward, total(unimodal_losses(forward, batch.labels)))
+
+        used, length = teachers.parameters_under("encoders.", "unimodal_heads."), self._teacher_epochs(ctx.epochs)
+        epochs = [epoch * ctx.epochs / length for epoch in range(length)]
+        side = ctx.train_aside(teachers, used, "teachers", alone, epochs=epochs)
         if self.options.teacher_view == "once":
             seen = [forward.features for _, forward in side.evaluate(ctx.train)]
             self.targets = {m: torch.cat([features[m] for features in seen]) for m in teachers.modalities}

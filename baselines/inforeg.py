@@ -7,13 +7,22 @@ Read from the official code; "A" is its version of March 2025, "B" that of Novem
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
-from benchmark.method import Intervention, Method, MethodInfo, MethodOptions, option, reading, unimodal_losses
+from benchmark.method import (
+    Intervention,
+    Method,
+    MethodInfo,
+    MethodOptions,
+    option,
+    reading,
+    summed_confidences,
+    unimodal_losses,
+)
 
 if TYPE_CHECKING:
     from benchmark.context import Context, Forward
@@ -24,11 +33,6 @@ if TYPE_CHECKING:
 OFFICIAL_BATCH = 64
 OFFICIAL_MEMORY = 10
 """Epochs over which the official code, in runs of 80, measures growth."""
-
-
-def scores(logits: Mapping[str, Tensor], labels: Tensor) -> Tensor:
-    """Return each modality's score s `(M,)`: true-class probabilities of logits `(B, C)`, summed over the batch."""
-    return torch.stack([values.softmax(1).gather(1, labels[:, None]).sum() for values in logits.values()])
 
 
 def pull_strengths(scores: Tensor, strengths: Tensor) -> Tensor:
@@ -100,6 +104,11 @@ class InfoReg(Method):
         interventions=frozenset({Intervention.PARAMETER_GRADIENT, Intervention.LOSS, Intervention.SCHEDULE}),
         changes=frozenset({"encoders", "fusion", "head"}),  # fusion and head under heads=slices alone
     )
+
+    # Version A's defaults, which are CREMA-D's.
+    official: ClassVar[Mapping[str, Mapping[str, object]]] = {
+        "cremad": {"strength": {"audio": 0.95, "video": 0.1}, "threshold": 0.04, "memory": 10 / 80},
+    }
 
     class Options(MethodOptions):
         """Strength, window and readings."""
@@ -183,7 +192,7 @@ class InfoReg(Method):
         """Pull the leading encoder towards its anchor; add what results to the traces."""
         if self.anchors:
             with torch.no_grad():
-                found = scores(forward.unimodal, batch.labels)
+                found = summed_confidences(forward.unimodal, batch.labels)
                 if self.options.gap == "scaled":
                     found = found * (OFFICIAL_BATCH / len(batch))
                 betas = dict(zip(forward.unimodal, pull_strengths(found, self.strengths), strict=True))

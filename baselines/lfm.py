@@ -183,7 +183,7 @@ class LFM(Method):
 
     def batches(self, ctx: Context) -> Iterable[Batch]:
         """Return the batches of all data, or of all but the samples that weights are learned on."""
-        return ctx.batches(indices=self._held_in(ctx) if self.options.weighting == "learned" else None)
+        return ctx.batches(indices=ctx.train.others(self.held_out) if self.options.weighting == "learned" else None)
 
     def losses(self, forward: Forward, batch: Batch, ctx: Context) -> dict[str, Tensor]:
         """Return the weighted classification and alignment losses."""
@@ -206,10 +206,6 @@ class LFM(Method):
     def _reserved(samples: int) -> int:
         return min(RESERVED, samples // 2)
 
-    def _held_in(self, ctx: Context) -> Tensor:
-        samples = torch.arange(len(ctx.train))
-        return samples[~torch.isin(samples, self.held_out)]
-
     def _slope(self, ctx: Context) -> float:
         """Return the derivative, by w_a, of the held-out classification loss after one step on a random batch."""
         clone = copy.deepcopy(ctx.model).eval()  # officially too, but for the first epoch
@@ -223,7 +219,7 @@ class LFM(Method):
             grad = partial(torch.autograd.grad, inputs=parameters, retain_graph=True, materialize_grads=True)
             return [grad(term) for term in terms[:count]]
 
-        held_in = self._held_in(ctx)
+        held_in = ctx.train.others(self.held_out)
         chosen = held_in[torch.randperm(len(held_in), generator=ctx.generator)[: ctx.plan.batch_size]]
         classification, alignment = gradients(chosen, 2)
         weight = self.alignment_weight

@@ -10,13 +10,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from pydantic import NonNegativeFloat, field_validator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from benchmark.fusion import Concat, Fusion
-from benchmark.method import Intervention, Method, MethodInfo, MethodOptions, option, reading
-from benchmark.model import MultimodalModel
+from benchmark.method import Intervention, Method, MethodInfo, MethodOptions, Weights, option, reading
+from benchmark.model import MultimodalModel, SharedHeadModel
 
 if TYPE_CHECKING:
     from benchmark.context import Context
@@ -64,27 +62,16 @@ def fuse(logits: Mapping[str, Tensor], weights: Mapping[str, Tensor | float]) ->
     return torch.stack(scaled).sum(0)
 
 
-class SharedHeadModel(MultimodalModel):
-    """Late fusion: one linear head of the features' width that every modality passes; the task's fusion is not used.
-
-    A modality missing from the features has no say.
-    """
+class ConfidenceModel(SharedHeadModel):
+    """Late fusion of a shared head's logits by confidence; a modality missing from the features has no say."""
 
     softmax: Softmax = "classes"
     weights: Mapping[str, float] | None = None
-
-    def __init__(self, encoders: Mapping[str, nn.Module], _: type[Fusion], classes: int, *_more: bool) -> None:
-        super().__init__(encoders, Concat, classes)
-        self.head = nn.Linear(max(self.widths.values()), classes)
 
     def classify(self, features: Mapping[str, Tensor]) -> Tensor:
         """Return the fused logits `(B, C)`, weighted by confidence or by fixed numbers."""
         logits = self.unimodal_logits(features)
         return fuse(logits, self.weights or confidence_weights(logits, self.softmax))
-
-    def unimodal_logits(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the shared head's logits `(B, C)` of each modality in `features`."""
-        return {m: self.head(values) for m, values in features.items()}
 
 
 class MLA(Method):
@@ -132,18 +119,11 @@ class MLA(Method):
             "modality has one weight per test batch, which depends on its size. Default `classes`: per sample, as "
             "described.",
         )
-        weights: dict[str, NonNegativeFloat] | None = option(
+        weights: Weights | None = option(
             None,
             "Fixed fusion weights by modality, which sum to 1, in place of confidence. Official, tuned by hand: "
             "audio 0.55, visual 0.45; with text 0.35 audio, 0.25 visual, 0.4 text.",
         )
-
-        @field_validator("weights")
-        @classmethod
-        def _sum_to_one(cls, weights: dict[str, float] | None) -> dict[str, float] | None:
-            if weights is not None and not math.isclose(sum(weights.values()), 1, abs_tol=1e-6):
-                raise ValueError(f"weights must sum to 1, found {sum(weights.values()):g}.")
-            return weights
 
     options: Options
 
@@ -163,8 +143,8 @@ class MLA(Method):
 
     def build(self) -> MultimodalModel:
         """Build the late-fusion model with its shared head."""
-        model = self.task.build_model(model_class=SharedHeadModel)
-        assert isinstance(model, SharedHeadModel)
+        model = self.task.build_model(model_class=ConfidenceModel)
+        assert isinstance(model, ConfidenceModel)
         model.softmax, model.weights = self.options.softmax, self.options.weights
         return model
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -86,6 +86,12 @@ class MMCosine(Method):
         interventions=frozenset({Intervention.FORWARD}),
         changes=frozenset({"encoders", "fusion", "head"}),
     )
+
+    # Scripts in the repository, concat fusion.
+    official: ClassVar[Mapping[str, Mapping[str, object]]] = {
+        "cremad": {"scale": 10.0},
+        "voxceleb2": {"scale": 10.0},
+    }
 
     class Options(MethodOptions):
         """Scale, and which logits are judged."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -75,6 +75,11 @@ class MMPareto(Method):
         changes=frozenset({"encoders"}),
         passes=Passes(1, 2),
     )
+
+    # Script in the repository.
+    official: ClassVar[Mapping[str, Mapping[str, object]]] = {
+        "cremad": {"gamma": 1.5},
+    }
 
     class Options(MethodOptions):
         """Strength of the update and where its norm is corrected."""

@@ -15,7 +15,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
-from benchmark.method import Intervention, Method, MethodInfo, MethodOptions, option, reading
+from benchmark.method import Intervention, Method, MethodInfo, MethodOptions, option, reading, summed_confidences
 
 if TYPE_CHECKING:
     from benchmark.context import Context, Forward
@@ -29,8 +29,7 @@ Tensors = Literal["matrices", "4d"]
 
 def confidences(logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, float]:
     """Return each modality's score s: true-class probabilities from logits `(B, C)`, summed (Eq. 8)."""
-    sums = [values.softmax(1).gather(1, labels[:, None]).sum() for values in logits.values()]
-    return dict(zip(logits, torch.stack(sums).tolist(), strict=True))
+    return dict(zip(logits, summed_confidences(logits, labels).tolist(), strict=True))
 
 
 def discrepancies(scores: Mapping[str, float]) -> dict[str, float]:
@@ -95,6 +94,12 @@ class OGMGE(Method):
         changes=frozenset({"encoders"}),
     )
     noop: ClassVar[Mapping[str, object]] = {"alpha": 0.0, "noise": "none"}
+
+    # README's tips (alpha) and the script's window.
+    official: ClassVar[Mapping[str, Mapping[str, object]]] = {
+        "cremad": {"alpha": 0.8, "start": 0.0, "end": 0.5},
+        "vggsound": {"alpha": 0.1, "start": 0.0, "end": 0.5},
+    }
 
     class Options(MethodOptions):
         """Strength, window and readings."""

@@ -14,7 +14,17 @@ from pydantic import NonNegativeFloat
 from torch import Tensor
 from torch.nn import functional
 
-from benchmark.method import Intervention, Method, MethodInfo, MethodOptions, Passes, Plan, option, reading
+from benchmark.method import (
+    Intervention,
+    Method,
+    MethodInfo,
+    MethodOptions,
+    Passes,
+    Plan,
+    option,
+    reading,
+    summed_confidences,
+)
 
 if TYPE_CHECKING:
     from benchmark.context import Context, Forward
@@ -62,11 +72,6 @@ def prototype_logits(features: Tensor, prototypes: Tensor) -> Tensor:
     return -torch.cdist(features, prototypes, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def scores(logits: Mapping[str, Tensor], targets: Tensor) -> Tensor:
-    """Return S `(M,)`: each modality's prototypical probabilities of the true class, summed over the batch."""
-    return torch.stack([values.softmax(1).gather(1, targets[:, None]).sum() for values in logits.values()])
-
-
 def coefficients(score: Tensor, coefficient: Coefficient = "binary") -> Tensor:
     """Return beta `(M,)` from S `(M,)`: 0 for the best modality; 1, or clip(best / S - 1, 0, 1), for all others."""
     if coefficient == "binary":
@@ -107,6 +112,13 @@ class PMR(Method):
         passes=Passes(forward=1.07),
     )
     noop: ClassVar[Mapping[str, object]] = {"alpha": 0.0}
+
+    # Released list of commands, concat and sum fusion.
+    official: ClassVar[Mapping[str, Mapping[str, object]]] = {
+        "cremad": {"alpha": 2.0, "momentum": 0.0, "end": 0.7},
+        "ave": {"alpha": 2.0, "momentum": 0.0, "end": 0.7},
+        "cg_mnist": {"alpha": 1.0, "momentum": 0.0, "end": 0.6},
+    }
 
     class Options(MethodOptions):
         """Weights, windows and one reading."""
@@ -185,7 +197,7 @@ class PMR(Method):
         options, targets = self.options, torch.searchsorted(self.classes, batch.labels)
         logits = {name: prototype_logits(values, self.prototypes[name]) for name, values in forward.features.items()}
         with torch.no_grad():
-            score = scores(logits, targets)
+            score = summed_confidences(logits, targets)
             beta = coefficients(score, options.coefficient)
         for (name, values), weight in zip(logits.items(), beta, strict=True):
             ctx.note(f"beta of {name}", weight)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmark.fusion import Concat, Fusion
+from benchmark.fusion import Fusion
 from benchmark.method import Intervention, Method, MethodInfo, MethodOptions, Passes, Plan, option, reading
-from benchmark.model import MultimodalModel
+from benchmark.model import MultimodalModel, SharedHeadModel
 from benchmark.task import Task
 
 if TYPE_CHECKING:
@@ -53,8 +53,7 @@ def boosting_loss(
     """
     errors = functional.cross_entropy(logits, labels, reduction="none")
     if form == "true_class":
-        w1, w2 = error_weight, reconcile_weight
-        weights = boosting_weights(labels, ensemble, error_weight=w1, reconcile_weight=w2)
+        weights = boosting_weights(labels, ensemble, error_weight=error_weight, reconcile_weight=reconcile_weight)
         return weights.to(errors) * errors / logits.shape[1]
     target = (torch.zeros_like(logits) if ensemble is None else ensemble.detach()).log_softmax(1)
     terms = functional.kl_div(logits.log_softmax(1), target, reduction="none", log_target=True)
@@ -75,11 +74,6 @@ class Phase:
     previous: str | None
     begins: bool
 
-    @property
-    def others(self) -> tuple[str, ...]:
-        """The fixed learners that the active modality boosts."""
-        return tuple(m for m in self.members if m != self.active)
-
 
 def phase(epoch: int, modalities: tuple[str, ...], boosting_epochs: int, rectification_epochs: int) -> Phase:
     """Return an epoch's phase: stage s boosts modality s mod M, then trains all that have joined so far."""
@@ -92,21 +86,23 @@ def phase(epoch: int, modalities: tuple[str, ...], boosting_epochs: int, rectifi
     )
 
 
-class BoostedModel(MultimodalModel):
+class BoostedModel(SharedHeadModel):
     """Late fusion: the members' logits, from a head that all share, summed and scaled by a learnt beta.
 
-    The task's fusion is not used. A modality missing from the features has no say, like one not yet a member.
+    A modality missing from the features has no say, like one not yet a member.
     """
 
     members: Tensor
 
-    def __init__(self, encoders: Mapping[str, nn.Module], _: type[Fusion], classes: int, *_more: bool) -> None:
-        super().__init__(encoders, Concat, classes)
-        width = max(self.widths.values())
-        layers = nn.Linear(width, width // 2), nn.ReLU(), nn.Linear(width // 2, classes)
-        self.head = nn.Sequential(*layers)  # type: ignore[assignment]  # 512-256-C officially, not linear
+    def __init__(self, encoders: Mapping[str, nn.Module], fusion: type[Fusion], classes: int, *_: bool) -> None:
+        super().__init__(encoders, fusion, classes)
         self.scale = nn.Parameter(torch.tensor(1.0))
         self.register_buffer("members", torch.ones(len(self.modalities), dtype=torch.bool))
+
+    @staticmethod
+    def shared_head(width: int, classes: int) -> nn.Module:
+        """Build two layers, officially 512-256-C."""
+        return nn.Sequential(nn.Linear(width, width // 2), nn.ReLU(), nn.Linear(width // 2, classes))
 
     def classify(self, features: Mapping[str, Tensor]) -> Tensor:
         """Return the ensemble's logits `(B, C)`: beta times the sum over members of h(z_m)."""
@@ -115,15 +111,12 @@ class BoostedModel(MultimodalModel):
         total = torch.stack([vote * joined[m] for m, vote in votes.items()]).sum(0)
         return self.scale * total
 
-    def unimodal_logits(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return h(z_m) `(B, C)` of each modality in `features`."""
-        return {m: self.head(values) for m, values in features.items()}
-
 
 class ReconBoost(Method):
     """Modalities train in turn, each on what the others' ensemble gets wrong, with joint phases in between.
 
-    Epochs are passes over the data: N epochs hold N / (E1 + E2) stages, whatever the number of modalities.
+    Epochs are passes over the data: N epochs hold N / (E1 + E2) stages, whatever the number of modalities. The
+    official learning rate falls every 30 stages; here it follows the protocol's schedule.
     """
 
     info = MethodInfo(
@@ -140,16 +133,27 @@ class ReconBoost(Method):
         equal_widths=True,
     )
 
+    # The repository's commands.
+    official: ClassVar[Mapping[str, Mapping[str, object]]] = {
+        "cremad": {"error_weight": 5.0, "reconcile_weight": 1.0},
+        **{name: {"error_weight": 4.0, "reconcile_weight": 1.0} for name in ("ave", "modelnet40")},
+        **{name: {"error_weight": 1.0, "reconcile_weight": 0.25} for name in ("cmu_mosi", "cmu_mosei", "sims")},
+    }
+
     class Options(MethodOptions):
         """Weights, length of the phases, and readings."""
 
         error_weight: float = option(5.0, "w1: weight of the cross-entropy (5 on CREMA-D, 4 on AVE)", gt=0)
         reconcile_weight: float = option(1.0, "w2: by how much confidence lowers it; at most w1", ge=0)
         scale: float = option(1.0, "initial beta, the learnt factor on the summed logits", gt=0)
-        boosting_epochs: int = option(
-            1, "E1, epochs per boosting phase: 4 in the code, with 800 epochs in all; 1 fits a budget", ge=1
+        boosting: float = option(
+            4 / 800,
+            "E1: length of a boosting phase as a fraction of the run, one epoch at least. Officially 4 of 800 epochs "
+            "(4 of 100: 0.04).",
+            ge=0,
+            le=1,
         )
-        rectification_epochs: int = option(1, "E2, epochs of joint rectification: 4 in the code", ge=1)
+        rectification: float = option(4 / 800, "E2: length of a joint rectification, likewise.", ge=0, le=1)
         reconcilement: Reconcilement = reading(
             "true_class",
             "true_class: the code keeps only the KL term's true class, with gradient (w1 - w2 q)(p - y) / C. "
@@ -164,25 +168,27 @@ class ReconBoost(Method):
 
         @model_validator(mode="after")
         def _weights_keep_the_sign(self) -> ReconBoost.Options:
-            if self.reconcile_weight > self.error_weight:
-                raise ValueError(
-                    f"reconcile_weight {self.reconcile_weight:g} exceeds error_weight {self.error_weight:g}: "
-                    "a confident ensemble would flip the loss's sign; lower it"
-                )
+            w1, w2 = self.error_weight, self.reconcile_weight
+            if w2 > w1:
+                raise ValueError(f"reconcile_weight {w2:g} > error_weight {w1:g} would flip the loss's sign; lower it")
             return self
 
     @classmethod
     def refuses(cls, options: Any, task: Task) -> str | None:
         """Refuse a run that ends before every modality has joined the ensemble, too."""
-        needed = (len(task.modalities) - 1) * (options.boosting_epochs + options.rectification_epochs) + 1
+        needed = (len(task.modalities) - 1) * sum(cls.lengths(options, task.epochs)) + 1
         if task.epochs < needed:
             return f"trains one modality after the other and needs at least {needed} epochs, found {task.epochs}"
         return super().refuses(options, task)
 
-    def phase(self, epoch: int) -> Phase:
-        """Return what an epoch (from 0) trains."""
-        lengths = self.options.boosting_epochs, self.options.rectification_epochs
-        return phase(epoch, self.task.modalities, *lengths)
+    @staticmethod
+    def lengths(options: Any, epochs: int) -> tuple[int, int]:
+        """Return E1 and E2 in a run of so many epochs."""
+        return max(1, round(options.boosting * epochs)), max(1, round(options.rectification * epochs))
+
+    def phase(self, epoch: int, epochs: int) -> Phase:
+        """Return what an epoch (from 0) of a run trains."""
+        return phase(epoch, self.task.modalities, *self.lengths(self.options, epochs))
 
     def build(self) -> MultimodalModel:
         """Build the late-fusion model with its shared head."""
@@ -193,18 +199,18 @@ class ReconBoost(Method):
 
     def start_epoch(self, ctx: Context) -> None:
         """Let the active modality join; begin every phase with a fresh optimiser over what it trains."""
-        now, model = self.phase(ctx.epoch), ctx.model
+        now, model = self.phase(ctx.epoch, ctx.epochs), ctx.model
         assert isinstance(model, BoostedModel)
         model.members.copy_(torch.tensor([m in now.members for m in model.modalities]))
         if now.begins:
             learners = now.members if now.active is None else (now.active,)
             shared = ("head.", "scale") if now.active is None else ("head.",)
             trained = (*shared, *(f"encoders.{m}." for m in learners))
-            ctx.reset_optimizer({name: p for name, p in model.named_parameters() if name.startswith(trained)})
+            ctx.reset_optimizer(model.parameters_under(*trained))
 
     def step(self, batch: Batch, ctx: Context) -> None:
         """Boost the active modality, or train the whole ensemble on its summed logits."""
-        now = self.phase(ctx.epoch)
+        now = self.phase(ctx.epoch, ctx.epochs)
         if now.active is None:
             forward = ctx.forward(batch, only=now.members)
             loss = functional.cross_entropy(forward.logits, batch.labels)
@@ -222,21 +228,20 @@ class ReconBoost(Method):
             ).mean()
             if previous is not None:
                 loss = loss + self.options.consolidation_weight * consolidation_loss(logits, previous)
-        ctx.encoder_backward(forward, ctx.feature_gradients(forward, loss))
-        ctx.update(loss)
+        ctx.descend(forward, loss)
 
     @torch.no_grad()
     def _fixed(self, now: Phase, batch: Batch, ctx: Context) -> tuple[Tensor | None, Tensor | None]:
         """Return logits `(B, C)` of the others' ensemble and, for consolidation, of the one trained last."""
         if now.previous is None:
             return None, None
-        forward = ctx.forward(batch, only=now.others)
+        forward = ctx.forward(batch, only=[m for m in now.members if m != now.active])
         acts = self.options.consolidation == "previous"
         return forward.logits, forward.unimodal[now.previous] if acts else None
 
     def expected_passes(self, plan: Plan) -> Passes:
         """Boosting runs all members forward and one backward; rectification runs all members both ways."""
-        phases = [self.phase(epoch) for epoch in range(plan.epochs)]
+        phases = [self.phase(epoch, plan.epochs) for epoch in range(plan.epochs)]
         total = plan.epochs * len(plan.modalities)
         return Passes(
             forward=sum(len(now.members) for now in phases) / total,

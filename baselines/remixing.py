@@ -81,6 +81,11 @@ class Remixing(Method):
     )
     noop: ClassVar[Mapping[str, object] | None] = {"warmup": 1.0, "warmup_weight": 0.0}
 
+    # Script in the repository.
+    official: ClassVar[Mapping[str, Mapping[str, object]]] = {
+        "cremad": {"warmup": 10 / 60, "warmup_weight": 0.5, "specific_weight": 1.0},
+    }
+
     class Options(MethodOptions):
         """Warm-up, weights of the unimodal losses, and readings."""
 
@@ -173,8 +178,7 @@ class Remixing(Method):
         forward = ctx.forward(batch, only)
         loss = torch.stack(list(self.losses(forward, batch, ctx).values())).sum()
         # A feature that no loss has read gets zeros, not nothing: the optimiser still steps its encoder.
-        ctx.encoder_backward(forward, ctx.feature_gradients(forward, loss))
-        ctx.update(loss)
+        ctx.descend(forward, loss)
 
     def expected_passes(self, plan: Plan) -> Passes:
         """One more forward pass in every epoch after the warm-up; frozen encoders are spared theirs."""

@@ -66,9 +66,7 @@ class Unimodal(Method):
     def step(self, batch: Batch, ctx: Context) -> None:
         """Encode and train the one modality."""
         forward = ctx.forward(batch, only=[self.options.modality])
-        loss = self.losses(forward, batch, ctx)[self.options.modality]
-        ctx.encoder_backward(forward, ctx.feature_gradients(forward, loss))
-        ctx.update(loss)
+        ctx.descend(forward, self.losses(forward, batch, ctx)[self.options.modality])
 
     def predict(self, model: MultimodalModel, batch: Batch) -> Prediction:
         """Answer with the modality's own head, which sees zeros where its modality is missing."""

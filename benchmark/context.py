@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
@@ -68,12 +68,12 @@ class Forward:
         return {name: value.to(_master(value)) for name, value in logits.items()}
 
 
-def learning_rate(base: float, schedule: Schedule, epoch: int, epochs: int) -> float:
-    """Return the learning rate of an epoch (from 0); cosine falls to 0 after the last one."""
+def learning_rate(base: float, schedule: Schedule, epoch: float, epochs: int) -> float:
+    """Return the learning rate of an epoch (from 0, or between two of them); cosine falls to 0 after the last one."""
     if schedule.name == "cosine":
         return base * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
     if schedule.name == "step":
-        return base * schedule.gamma ** (epoch // schedule.every)
+        return base * math.pow(schedule.gamma, epoch // schedule.every)
     return base
 
 
@@ -315,6 +315,11 @@ class Context:
             for key, value in values.items():
                 self._encoders[name][key].grad = value
 
+    def descend(self, forward: Forward, loss: Tensor) -> None:
+        """Train on one loss of a forward pass, nothing modulated: two-phase backward and optimiser step."""
+        self.encoder_backward(forward, self.feature_gradients(forward, loss))
+        self.update(loss)
+
     def update(self, loss: Tensor) -> None:
         """Clip, take the optimiser step, clear all gradients, and record the loss."""
         if self.run.protocol.clip_norm is not None:
@@ -334,13 +339,41 @@ class Context:
     def fork(self, model: MultimodalModel, parameters: Mapping[str, nn.Parameter], axis: str) -> Context:
         """Return a context that trains another model with a fresh optimiser and random streams of its own.
 
-        Its passes are counted, its gradients are not part of the diagnostics.
+        Its passes are counted, its gradients are not part of the diagnostics. It keeps this epoch's learning rate:
+        `train_aside` follows the schedule, and who trains in a fork across epochs sets the rate in each.
         """
         if self.run.counter is not None:
             self.run.counter.watch(model.encoders)
         side = Context(self.run, model, parameters, axis=f"{self._axis}/{axis}")
         side.start(self.epoch)
         side.set_lr(self.lr)
+        return side
+
+    def train_aside(
+        self,
+        model: MultimodalModel,
+        parameters: Mapping[str, nn.Parameter],
+        axis: str,
+        step: Callable[[Batch, Context], object],
+        *,
+        epochs: Iterable[float],
+        part: Part | None = None,
+        indices: Tensor | None = None,
+    ) -> Context:
+        """Train another model in a fork and return the fork's context; of this run only the pass counts move.
+
+        One pass over the training part, another part or some samples for each of `epochs`: the epoch of the run, or
+        the point between two, whose learning rate the pass has. `range(ctx.epoch, ctx.epoch + n)` looks n epochs
+        ahead, `range(ctx.epochs)` is a run of its own.
+        """
+        side, protocol = self.fork(model, parameters, axis), self.run.protocol
+        with seeding.isolated():
+            # Random layers draw from the process's stream, which belongs to the main model.
+            torch.manual_seed(side.generator.initial_seed())
+            for epoch in epochs:
+                side.set_lr(learning_rate(protocol.optimizer.lr, protocol.schedule, epoch, protocol.epochs))
+                for batch in side.batches(part, indices=indices):
+                    step(batch, side)
         return side
 
 

@@ -108,6 +108,11 @@ class Part:
             self.augmentation,
         )
 
+    def others(self, indices: Tensor) -> Tensor:
+        """Return the positions (CPU, ascending) of all samples but those at `indices`."""
+        everything = torch.arange(len(self))
+        return everything[~torch.isin(everything, indices.cpu())]
+
     def batches(
         self,
         batch_size: int,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any, get_args
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
@@ -40,6 +41,12 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     nearest = get_close_matches(name, names, n=1)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
     return UsageError(f"Unknown {kind} {name!r}.{hint} Known: {', '.join(names) or 'none'}.")
+
+
+def check_choice(kind: str, value: str, choices: Any) -> None:
+    """Raise UsageError unless a value is one of a `Literal`'s."""
+    if value not in get_args(choices):
+        raise unknown_name(kind, value, get_args(choices))
 
 
 def disk_full(error: OSError) -> bool:

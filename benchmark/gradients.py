@@ -9,6 +9,8 @@ from torch import Tensor
 
 NEGLIGIBLE_NORM = 1e-12
 """A gradient with a smaller norm has no direction: cosines with it are 0 and nothing is projected on it."""
+NEGLIGIBLE_SQUARE = NEGLIGIBLE_NORM**2
+"""The square of such a norm."""
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
@@ -26,7 +28,7 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
     """Return the cosine of two vectors `(P,)`, 0 where one of them is negligible."""
     norms = a.norm() * b.norm()
     return torch.where(
-        norms > NEGLIGIBLE_NORM**2, torch.dot(a, b) / norms.clamp_min(NEGLIGIBLE_NORM**2), norms.new_zeros(())
+        norms > NEGLIGIBLE_SQUARE, torch.dot(a, b) / norms.clamp_min(NEGLIGIBLE_SQUARE), norms.new_zeros(())
     )
 
 
@@ -34,7 +36,7 @@ def project_conflict(vector: Tensor, other: Tensor) -> Tensor:
     """Remove from `vector` `(P,)` its component along `other` if they conflict (negative inner product)."""
     inner = torch.dot(vector, other)
     square = torch.dot(other, other)
-    factor = torch.where((inner < 0) & (square > NEGLIGIBLE_NORM**2), inner / square.clamp_min(NEGLIGIBLE_NORM**2), 0.0)
+    factor = torch.where((inner < 0) & (square > NEGLIGIBLE_SQUARE), inner / square.clamp_min(NEGLIGIBLE_SQUARE), 0.0)
     return vector - factor * other
 
 
@@ -42,6 +44,6 @@ def min_norm_weight(a: Tensor, b: Tensor) -> float:
     """Return the s in [0, 1] that minimises ||s a + (1 - s) b|| for vectors `(P,)` (two-task min-norm problem)."""
     aa, bb, ab = torch.dot(a, a), torch.dot(b, b), torch.dot(a, b)
     spread = aa + bb - 2 * ab
-    if spread <= NEGLIGIBLE_NORM**2:
+    if spread <= NEGLIGIBLE_SQUARE:
         return 0.5
     return float(((bb - ab) / spread).clamp(0.0, 1.0))

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeFloat
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -42,6 +42,17 @@ def option(default: Any, meaning: str, **constraints: Any) -> Any:
 def reading(default: Any, reason: str) -> Any:
     """Declare a reading: where paper and code disagree or leave a gap, with the reason for the default."""
     return Field(default, description=reason, json_schema_extra={"reading": True})
+
+
+def _sum_to_one(weights: dict[str, float]) -> dict[str, float]:
+    # Published weights are rounded to three digits.
+    if not abs(sum(weights.values()) - 1) <= 0.005:
+        raise ValueError(f"weights must sum to 1, found {sum(weights.values()):g}.")
+    return weights
+
+
+Weights = Annotated[dict[str, NonNegativeFloat], AfterValidator(_sum_to_one)]
+"""Type of an option: weights by name, which sum to 1."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +95,11 @@ class Intervention(StrEnum):
 def unimodal_losses(forward: Forward, labels: Tensor) -> dict[str, Tensor]:
     """Return each encoded modality's own cross-entropy, named `unimodal <modality>`."""
     return {f"unimodal {name}": functional.cross_entropy(value, labels) for name, value in forward.unimodal.items()}
+
+
+def summed_confidences(logits: Mapping[str, Tensor], labels: Tensor) -> Tensor:
+    """Return each modality's true-class probabilities, summed over the batch, `(M,)` from logits `(B, C)`."""
+    return torch.stack([values.softmax(1).gather(1, labels[:, None]).sum() for values in logits.values()])
 
 
 def total(losses: Mapping[str, Tensor]) -> Tensor:

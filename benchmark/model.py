@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmark.fusion import Fusion
+from benchmark.fusion import Concat, Fusion
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,30 @@ class MultimodalModel(nn.Module):
     def encoder_parameters(self, modality: str) -> dict[str, nn.Parameter]:
         """Return the named parameters of one modality's encoder."""
         return dict(self.encoders[modality].named_parameters())
+
+    def parameters_under(self, *prefixes: str) -> dict[str, nn.Parameter]:
+        """Return the parameters whose name starts with one of the prefixes, such as `head.`."""
+        return {name: value for name, value in self.named_parameters() if name.startswith(prefixes)}
+
+
+class SharedHeadModel(MultimodalModel):
+    """Late fusion: every modality passes one head of the features' width; the task's fusion is not used.
+
+    What becomes of the logits is left to `classify` of subclasses. Needs encoders of equal width.
+    """
+
+    def __init__(self, encoders: Mapping[str, nn.Module], _: type[Fusion], classes: int, *_more: bool) -> None:
+        super().__init__(encoders, Concat, classes)
+        self.head = self.shared_head(max(self.widths.values()), classes)  # type: ignore[assignment]  # any module
+
+    @staticmethod
+    def shared_head(width: int, classes: int) -> nn.Module:
+        """Build the head, linear by default, that maps features `(B, width)` to logits `(B, C)`."""
+        return nn.Linear(width, classes)
+
+    def unimodal_logits(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the shared head's logits `(B, C)` of each modality in `features`."""
+        return {name: self.head(values) for name, values in features.items()}
 
 
 def parameter_group(name: str) -> str:

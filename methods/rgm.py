@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from benchmark.errors import UsageError, unknown_name
-from benchmark.gradients import NEGLIGIBLE_NORM
+from benchmark.errors import UsageError, check_choice
+from benchmark.gradients import NEGLIGIBLE_SQUARE
 from benchmark.method import Intervention, Method, MethodInfo, MethodOptions, option, reading
+from benchmark.plane import accumulate, balance_factor, non_conflict, shares
 
 if TYPE_CHECKING:
     from benchmark.context import Context, Forward
@@ -33,32 +34,6 @@ Gate = Literal["printed", "clamped"]
 Granularity = Literal["sample", "batch"]
 OrthWhen = Literal["always", "conflict"]
 COMPONENTS: tuple[Component, ...] = get_args(Component)
-
-_FLOOR = NEGLIGIBLE_NORM**2
-
-
-def accumulate(energy: Tensor | float, gradient: Tensor, learning_rate: float) -> Tensor:
-    """Return the cumulative gradient energy, float64, after a step with `gradient` `(B, d)` (Eq. 3)."""
-    norm: Tensor = torch.linalg.vector_norm(gradient, dtype=torch.float64)
-    return (learning_rate * norm).square() + energy
-
-
-def shares(energies: Tensor) -> Tensor:
-    """Return w = E / (E_i + E_j) from a pair's energies `(2,)`; equal shares while both are zero."""
-    return (energies / energies.sum()).nan_to_num(0.5)
-
-
-def balance_factor(share: Tensor) -> Tensor:
-    """Return the plane's balance axis 8 w_i w_j - 1 in [-1, 1] from a pair's shares `(2, ...)` (Eq. 5)."""
-    return 8 * share.prod(0) - 1
-
-
-def non_conflict(dot: Tensor, squares: Tensor) -> Tensor:
-    """Return the plane's conflict axis, cosines from <g_i, g_j> and squared norms `(2, ...)` (Eq. 6).
-
-    A norm below 1e-12 has no direction and counts as 1e-12: the cosine with a zero gradient is 0.
-    """
-    return dot * squares.clamp_min(_FLOOR).rsqrt().prod(0)
 
 
 def energy_rates(energies: Tensor) -> Tensor:
@@ -76,7 +51,7 @@ def synergy_scales(squares: Tensor, share: Tensor) -> Tensor:
 
     Conserves ||g_i^(k)||^2 + ||g_j^(k)||^2 and divides it by the shares `(2, 1, 1)`.
     """
-    return (share * squares.sum(0)).sqrt() * squares.clamp_min(_FLOOR).rsqrt()
+    return (share * squares.sum(0)).sqrt() * squares.clamp_min(NEGLIGIBLE_SQUARE).rsqrt()
 
 
 def orthogonal_step(
@@ -89,11 +64,11 @@ def orthogonal_step(
     """
     other = share.flip(0)
     if orthogonalisation == "exact":
-        relative = dot / (share * squares).sum(0).clamp_min(_FLOOR)
+        relative = dot / (share * squares).sum(0).clamp_min(NEGLIGIBLE_SQUARE)
         root = (1 - 4 * share.prod(0) * relative.square()).clamp_min(torch.finfo(dot.dtype).eps).sqrt()
         return (1 - root) / (2 * root), -other * (relative / root)
     numerator = share if orthogonalisation == "consistent" else other
-    return None, -numerator * (dot / (other * squares).sum(0).clamp_min(_FLOOR))
+    return None, -numerator * (dot / (other * squares).sum(0).clamp_min(NEGLIGIBLE_SQUARE))
 
 
 @torch.no_grad()
@@ -113,15 +88,12 @@ def modulate(
     `energies` are cumulative and include this step's; only their ratios matter. Raises UsageError for fewer
     than two modalities, unequal shapes, a width not divisible by `blocks`, bad energies, an unknown reading.
     """
-    for name, value, allowed in (
-        *(("component", component, Component) for component in components),
-        ("orthogonalisation", orthogonalisation, Orthogonalisation),
-        ("gate", gate, Gate),
-        ("granularity", granularity, Granularity),
-        ("orth_when", orth_when, OrthWhen),
-    ):
-        if value not in get_args(allowed):
-            raise unknown_name(name, value, get_args(allowed))
+    for component in components:
+        check_choice("component", component, Component)
+    check_choice("orthogonalisation", orthogonalisation, Orthogonalisation)
+    check_choice("gate", gate, Gate)
+    check_choice("granularity", granularity, Granularity)
+    check_choice("orth_when", orth_when, OrthWhen)
     blocks = blocks if "syn" in components else 1
     _check(gradients, energies, blocks)
     if not components:

@@ -20,14 +20,14 @@ from baselines.active_learning import (
     shapley,
     spread,
 )
-from benchmark.context import Context, Run
+from benchmark.context import Context
 from benchmark.data import Part
 from benchmark.method import Passes, Plan
 from benchmark.model import same_parameters
 from benchmark.protocol import Optimizer, Protocol
 from benchmark.task import Task
 from benchmark.training import Fit, fit
-from tests.baselines.scenes import WIDTHS, DisturbableEncoder, noisy_part
+from tests.baselines.scenes import WIDTHS, DisturbableEncoder, context, noisy_part, resumes
 
 
 def matrix(*rows: list[float]) -> Tensor:
@@ -179,15 +179,7 @@ def prepare(modalities: str = "ab", **options: Any) -> tuple[ActiveLearning, Con
     method = build(modalities, **options)
     torch.manual_seed(0)
     model = method.build()
-    run = Run(
-        method.task,
-        PLAN,
-        part(modalities),
-        part(modalities, VAL),
-        0,
-        Protocol(epochs=PLAN.epochs, batch_size=PLAN.batch_size, optimizer=Optimizer(lr=0.1)),
-    )
-    return method, Context(run, model, method.parameters(model))
+    return method, context(method, model, part(modalities), 16, val=part(modalities, VAL), optimizer=Optimizer(lr=0.1))
 
 
 def train(method: ActiveLearning, **settings: Any) -> Fit:
@@ -306,21 +298,6 @@ class TestSampler:
         assert train(method).passes == method.expected_passes(PLAN) == Passes(1.4, 0.4)
 
 
-class _KilledError(Exception):
-    pass
-
-
 @pytest.mark.parametrize("options", [{}, BUDGET, {"mode": "sampler"}])
 def test_interrupted_run_ends_with_the_same_metrics(options: dict[str, Any], tmp_path: Path) -> None:
-    def interrupt(record: dict[str, Any]) -> None:
-        if record["epoch"] == 1:
-            raise _KilledError
-
-    whole = train(build(**options))
-    checkpoint = tmp_path / "run.ckpt"
-    with pytest.raises(_KilledError):
-        train(build(**options), checkpoint=checkpoint, checkpoint_seconds=0, on_epoch=interrupt)
-    resumed = train(build(**options), checkpoint=checkpoint)
-    assert resumed.epochs == whole.epochs
-    assert resumed.passes == whole.passes
-    assert same_parameters(resumed.model, whole.model)
+    resumes(lambda **settings: train(build(**options), **settings), tmp_path / "run.ckpt", 1)

@@ -26,7 +26,7 @@ from baselines.agm import (
     updated_history,
 )
 from baselines.joint import Joint
-from benchmark.context import Context, Run
+from benchmark.context import Context
 from benchmark.data import Batch, Part
 from benchmark.diagnostics import Diagnostics, PassCounter
 from benchmark.fusion import Concat, FiLM, Fusion, Sum
@@ -35,6 +35,7 @@ from benchmark.model import MultimodalModel, same_parameters
 from benchmark.protocol import Optimizer, Protocol
 from benchmark.task import Task
 from benchmark.training import Fit, fit
+from tests.baselines.scenes import context, resumes
 
 LABELS = torch.tensor([0, 1])
 FUSED = torch.tensor([[2.0, 0.5, -1.0], [0.2, 1.5, 0.3]], dtype=torch.float64)
@@ -193,20 +194,9 @@ def prepare(of: Task, **options: Any) -> tuple[AGM, Context, Batch]:
     torch.manual_seed(0)
     model = method.build().double()
     data = part("".join(of.modalities), 6)
-    plan = Plan(of.epochs, 6, 6, of.modalities, 6)
-    run = Run(
-        of,
-        plan,
-        data,
-        data,
-        0,
-        Protocol(
-            epochs=plan.epochs, batch_size=plan.batch_size, optimizer=Optimizer(lr=1.0, momentum=0.0, weight_decay=0.0)
-        ),
-    )
     diagnostics = Diagnostics(of.modalities, torch.device("cpu"))
-    context = Context(run, model, method.parameters(model), diagnostics=diagnostics)
-    return method, context, next(data.batches(6))
+    ctx = context(method, model, data, 6, diagnostics=diagnostics)
+    return method, ctx, next(data.batches(6))
 
 
 def descent(before: nn.Module, after: nn.Module) -> dict[str, Tensor]:
@@ -360,16 +350,14 @@ class TestRun:
         assert half == Passes(1.5078125, 1.5078125)
 
     def test_interrupted_run_keeps_its_history(self, tmp_path: Path) -> None:
-        def stop(record: dict[str, Any]) -> None:
-            if record["epoch"] == 1:
-                raise KeyboardInterrupt
+        methods: list[AGM] = []
 
-        saved: dict[str, Any] = {"checkpoint": tmp_path / "run.ckpt", "checkpoint_seconds": 0.0}
-        with pytest.raises(KeyboardInterrupt):
-            train(AGM(AGM.Options(), task()), on_epoch=stop, **saved)
-        resumed = AGM(AGM.Options(), task())
-        undisturbed = AGM(AGM.Options(), task())
-        assert same_parameters(train(resumed, **saved).model, train(undisturbed).model)
+        def run(**settings: Any) -> Fit:
+            methods.append(AGM(AGM.Options(), task()))
+            return train(methods[-1], **settings)
+
+        resumes(run, tmp_path / "run.ckpt", 1)
+        undisturbed, _, resumed = methods
         assert torch.equal(resumed.history, undisturbed.history)
         assert resumed.steps == undisturbed.steps == 3 * EPOCHS
 

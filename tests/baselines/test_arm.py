@@ -27,13 +27,13 @@ from baselines.arm import (
     released_conditional_information,
     released_contributions,
 )
-from benchmark.context import Context, Run
+from benchmark.context import Context
 from benchmark.data import Batch, Part
 from benchmark.fusion import Concat, FiLM, Fusion, Sum
-from benchmark.method import Plan
 from benchmark.protocol import Optimizer, Protocol
 from benchmark.task import Task
 from benchmark.training import fit, initialised
+from tests.baselines.scenes import context
 
 X = torch.tensor([0, 0, 1, 1, 0, 1, 0, 1])
 Y = torch.tensor([0, 0, 1, 1, 0, 1, 1, 0])
@@ -203,17 +203,9 @@ def arm(modalities: int = 2, fusion: type[Fusion] = Concat, **options: Any) -> A
 
 def prepare(method: ARM) -> tuple[Context, ReinforcedModel, list[Batch]]:
     data = part(modalities=len(method.task.modalities))
-    run = Run(
-        method.task,
-        Plan(4, 30, 30, method.task.modalities, 10),
-        data,
-        data,
-        0,
-        Protocol(epochs=4, batch_size=10, optimizer=Optimizer(lr=0.1)),
-    )
     model = initialised(method, 0).train()
     assert isinstance(model, ReinforcedModel)
-    ctx = Context(run, model, method.parameters(model))
+    ctx = context(method, model, data, 10, optimizer=Optimizer(lr=0.1))
     return ctx, model, list(method.batches(ctx))
 
 

@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from baselines.balgrad import BalGrad, combine, divergences, project_task, shares
-from benchmark.context import Context, Run
+from benchmark.context import Context
 from benchmark.data import Batch, Part
 from benchmark.diagnostics import PassCounter
 from benchmark.gradients import flatten
-from benchmark.method import Passes, Plan
+from benchmark.method import Passes
 from benchmark.model import MultimodalModel
-from benchmark.protocol import Optimizer, Protocol
 from benchmark.task import Task
+from tests.baselines.scenes import TanhEncoder, context
 
 Encoders = dict[str, dict[str, Tensor]]
 Z_V, Z_L = [2.0, 0.0, -1.0], [0.0, 1.0, 0.0]
@@ -194,28 +194,15 @@ class TestCombine:
         assert torch.equal(stacked(combine(fused, unimodal, divergence, "none")), plain)
 
 
-class Encoder(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.width = width
-        self.linear = nn.Linear(3, width)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        features: Tensor = self.linear(inputs).tanh()
-        return features
-
-
 def prepare(modalities: str = "ab", seed: int = 0, **options: Any) -> tuple[BalGrad, Context, Batch]:
     """Return a method, a context of gradient descent with learning rate 1, and a batch."""
     widths = dict(zip("abc", (4, 5, 6), strict=True))
-    task = Task(dict.fromkeys(modalities, (3,)), 3, 1, lambda m, _: Encoder(widths[m]))
+    task = Task(dict.fromkeys(modalities, (3,)), 3, 1, lambda m, shape: TanhEncoder(shape, widths[m]))
     method = BalGrad(BalGrad.Options(**options), task)
     torch.manual_seed(seed)
     model = method.build()
     part = Part.from_tensors({m: torch.randn(6, 3) for m in modalities}, torch.randint(3, (6,)))
-    protocol = Protocol(epochs=1, batch_size=6, optimizer=Optimizer(lr=1.0, momentum=0.0, weight_decay=0.0))
-    run = Run(task, Plan(1, 6, 6, tuple(modalities), 6), part, part, 0, protocol)
-    return method, Context(run, model, method.parameters(model)), next(part.batches(6))
+    return method, context(method, model, part, 6), next(part.batches(6))
 
 
 def taken(before: MultimodalModel, after: MultimodalModel, prefix: str) -> Tensor:
@@ -288,5 +275,5 @@ class TestStep:
         assert method.info.passes.relative == pytest.approx(7 / 3)
 
     def test_single_modality_is_refused(self) -> None:
-        task = Task({"a": (3,)}, 3, 1, lambda *_: Encoder(4))
+        task = Task({"a": (3,)}, 3, 1, lambda _, shape: TanhEncoder(shape, 4))
         assert "at least 2 modalities" in str(BalGrad.refuses(BalGrad.Options(), task))

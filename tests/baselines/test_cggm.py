@@ -16,13 +16,13 @@ from torch.nn import functional
 from baselines import cggm
 from baselines.cggm import CGGM, accuracies, direction_loss, factors
 from benchmark.conformance import Outcome, Trial, resumes_bit_for_bit
-from benchmark.context import Context, Run
+from benchmark.context import Context
 from benchmark.data import Batch, Part
 from benchmark.diagnostics import PassCounter
 from benchmark.fusion import Concat, Fusion, Sum
-from benchmark.method import Method, Passes, Plan
-from benchmark.protocol import Optimizer, Protocol
+from benchmark.method import Method, Passes
 from benchmark.task import Task
+from tests.baselines.scenes import TanhEncoder, context
 
 
 def vector(*values: float) -> Tensor:
@@ -107,19 +107,8 @@ class TestInvariants:
         assert accuracies(logits, torch.arange(4)).tolist() == [1.0, 0.25]
 
 
-class Encoder(nn.Module):
-    def __init__(self, shape: tuple[int, ...], width: int) -> None:
-        super().__init__()
-        self.width = width
-        self.linear = nn.Linear(shape[0], width)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        features: Tensor = self.linear(inputs).tanh()
-        return features
-
-
 def task(fusion: type[Fusion] = Concat, **widths: int) -> Task:
-    return Task(dict.fromkeys(widths, (3,)), 3, 2, lambda name, shape: Encoder(shape, widths[name]), fusion)
+    return Task(dict.fromkeys(widths, (3,)), 3, 2, lambda name, shape: TanhEncoder(shape, widths[name]), fusion)
 
 
 def prepare(kind: type[Method] = CGGM, chosen: Task | None = None, **options: Any) -> tuple[Any, Context, list[Batch]]:
@@ -129,18 +118,7 @@ def prepare(kind: type[Method] = CGGM, chosen: Task | None = None, **options: An
     torch.manual_seed(0)
     model = method.build()
     part = Part.from_tensors({m: torch.randn(24, 3) for m in chosen.modalities}, torch.randint(3, (24,)))
-    plan = Plan(2, 24, 24, chosen.modalities, 12)
-    run = Run(
-        chosen,
-        plan,
-        part,
-        part,
-        0,
-        Protocol(
-            epochs=plan.epochs, batch_size=plan.batch_size, optimizer=Optimizer(lr=1.0, momentum=0.0, weight_decay=0.0)
-        ),
-    )
-    ctx = Context(run, model, method.parameters(model))
+    ctx = context(method, model, part, 12)
     method.start_epoch(ctx)
     return method, ctx, list(part.batches(12))
 

@@ -25,6 +25,7 @@ from benchmark.model import same_parameters
 from benchmark.protocol import Optimizer, Protocol
 from benchmark.task import Task
 from benchmark.training import fit, initialised
+from tests.baselines.scenes import resumes
 
 LABELS = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2, 2])
 CLUSTERS_TRAIN = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2, 1])
@@ -166,10 +167,6 @@ class _Encoder(nn.Module):
         return hidden
 
 
-class _KilledError(Exception):
-    """Stands for a killed process."""
-
-
 TASK = Task({"a": (4,), "b": (3,)}, 3, 6, lambda _, shape: _Encoder(shape))
 
 
@@ -284,18 +281,7 @@ def test_official_run_costs_between_1_01_and_1_03_of_joint_training() -> None:
 
 
 def test_interrupted_run_ends_with_the_same_metrics(tmp_path: Path) -> None:
-    def interrupt(record: dict[str, Any]) -> None:
-        if record["epoch"] == 3:
-            raise _KilledError
-
-    whole = fit(_method(), PARTS, PROTOCOL, 0)
-    checkpoint = tmp_path / "run.ckpt"
-    with pytest.raises(_KilledError):
-        fit(_method(), PARTS, PROTOCOL, 0, checkpoint=checkpoint, checkpoint_seconds=0, on_epoch=interrupt)
-    resumed = fit(_method(), PARTS, PROTOCOL, 0, checkpoint=checkpoint)
-    assert resumed.epochs == whole.epochs
-    assert resumed.passes == whole.passes
-    assert same_parameters(resumed.model, whole.model)
+    resumes(lambda **settings: fit(_method(), PARTS, PROTOCOL, 0, **settings), tmp_path / "run.ckpt", 3)
 
 
 def test_saved_initial_parameters_replace_those_of_another_initialisation() -> None:

@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
 
 from baselines.g_blending import Curve, GBlending, blend_weights, held_out_indices
 from baselines.joint import Joint
-from benchmark.context import Context, Run
+from benchmark.context import Context
 from benchmark.data import Part
 from benchmark.errors import DataError
 from benchmark.method import Method, Plan
@@ -22,6 +21,7 @@ from benchmark.model import same_parameters
 from benchmark.protocol import Optimizer, Protocol
 from benchmark.task import Task
 from benchmark.training import Fit, fit
+from tests.baselines.scenes import DisturbableEncoder, context, resumes
 
 CURVES = {
     "audio": Curve(1.79, 1.80, 0.60, 1.10),
@@ -145,26 +145,13 @@ class TestHeldOut:
             held_out_indices(torch.tensor([0]), 0.1, torch.Generator())
 
 
-class Encoder(nn.Module):
-    """Has what an estimate could disturb: running statistics and random layers."""
-
-    def __init__(self, shape: tuple[int, ...], width: int) -> None:
-        super().__init__()
-        self.width = width
-        self.layers = nn.Sequential(nn.BatchNorm1d(shape[0]), nn.Linear(shape[0], width), nn.Tanh(), nn.Dropout(0.2))
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        features: Tensor = self.layers(inputs)
-        return features
-
-
 WIDTHS = {"a": 4, "b": 5, "fused": 6}
 EPOCHS = 5
 
 
 def task(*modalities: str) -> Task:
     shapes = dict.fromkeys(modalities or ("a", "b"), (3,))
-    return Task(shapes, 3, EPOCHS, lambda name, shape: Encoder(shape, WIDTHS[name]))
+    return Task(shapes, 3, EPOCHS, lambda name, shape: DisturbableEncoder(shape, WIDTHS[name]))
 
 
 def part(samples: int = 57) -> Part:
@@ -179,17 +166,7 @@ def prepare(train: Part | None = None, epochs: int = EPOCHS, **options: Any) -> 
     method = GBlending(GBlending.Options(**options), task())
     torch.manual_seed(0)
     model = method.build()
-    train = train or part()
-    plan = Plan(epochs, len(train), 9, ("a", "b"), 16)
-    run = Run(
-        method.task,
-        plan,
-        train,
-        part(9),
-        0,
-        Protocol(epochs=plan.epochs, batch_size=plan.batch_size, optimizer=Optimizer(lr=0.1)),
-    )
-    return method, Context(run, model, method.parameters(model))
+    return method, context(method, model, train or part(), 16, val=part(9), epochs=epochs, optimizer=Optimizer(lr=0.1))
 
 
 def train(method: Method, **settings: Any) -> Fit:
@@ -317,20 +294,10 @@ class TestRun:
         assert same_parameters(before["b"], ctx.model.unimodal_heads["b"])
 
     def test_interrupted_run_ends_like_an_undisturbed_one(self, tmp_path: Path) -> None:
-        def stop(record: dict[str, Any]) -> None:
-            if record["epoch"] == 3:
-                raise KeyboardInterrupt
+        def run(**settings: Any) -> Fit:
+            return train(GBlending(GBlending.Options(super_epoch=0.4), task()), **settings)
 
-        def method() -> GBlending:
-            return GBlending(GBlending.Options(super_epoch=0.4), task())
-
-        saved: dict[str, Any] = {"checkpoint": tmp_path / "run.ckpt", "checkpoint_seconds": 0.0}
-        with pytest.raises(KeyboardInterrupt):
-            train(method(), on_epoch=stop, **saved)
-        resumed, undisturbed = train(method(), **saved), train(method())
-        assert same_parameters(resumed.model, undisturbed.model)
-        assert resumed.epochs == undisturbed.epochs
-        assert resumed.passes == undisturbed.passes
+        resumes(run, tmp_path / "run.ckpt", 3)
 
     @pytest.mark.parametrize(
         "options",

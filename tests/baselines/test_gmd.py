@@ -8,19 +8,19 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from baselines import pcgrad
 from baselines.gmd import GMD, combine, projection_coefficients, subsets, visiting_orders
-from benchmark.context import Context, Run
+from benchmark.context import Context
 from benchmark.data import Batch, Part
 from benchmark.diagnostics import Diagnostics, PassCounter
 from benchmark.fusion import Concat, FiLM, Fusion, Sum
 from benchmark.gradients import flatten, unflatten
 from benchmark.method import Passes, Plan
-from benchmark.protocol import Optimizer, Protocol
 from benchmark.task import Task
+from tests.baselines.scenes import TanhEncoder, context
 
 
 def vector(*values: float) -> Tensor:
@@ -146,17 +146,6 @@ class TestInvariants:
         assert subsets("abc", "single") == [("a",), ("b",), ("c",)]
 
 
-class Encoder(nn.Module):
-    def __init__(self, shape: tuple[int, ...], width: int) -> None:
-        super().__init__()
-        self.width = width
-        self.linear = nn.Linear(shape[0], width)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        features: Tensor = self.linear(inputs).tanh()
-        return features
-
-
 IN_CONFLICT = (65, 204)
 """Seeds that between them have conflicting subset gradients for every fusion and number of modalities below."""
 
@@ -166,26 +155,15 @@ def prepare(
 ) -> tuple[GMD, Context, Batch]:
     """Return a method, a context of plain gradient descent with learning rate 1, and a batch."""
     widths = {"a": 4, "b": 5, "c": 3}
-    task = Task(dict.fromkeys(modalities, (3,)), 3, 1, lambda name, shape: Encoder(shape, widths[name]), fusion)
+    task = Task(dict.fromkeys(modalities, (3,)), 3, 1, lambda name, shape: TanhEncoder(shape, widths[name]), fusion)
     method = GMD(GMD.Options(**options), task)
     torch.manual_seed(seed)
     model = method.build()
     with torch.no_grad():
         model.head.weight.mul_(10)
     part = Part.from_tensors({m: torch.randn(6, 3) for m in modalities}, torch.randint(3, (6,)))
-    plan = Plan(1, 6, 6, tuple(modalities), 6)
-    run = Run(
-        task,
-        plan,
-        part,
-        part,
-        0,
-        Protocol(
-            epochs=plan.epochs, batch_size=plan.batch_size, optimizer=Optimizer(lr=1.0, momentum=0.0, weight_decay=0.0)
-        ),
-    )
     diagnostics = Diagnostics(tuple(modalities), torch.device("cpu"))
-    return method, Context(run, model, method.parameters(model), diagnostics=diagnostics), next(part.batches(6))
+    return method, context(method, model, part, 6, diagnostics=diagnostics), next(part.batches(6))
 
 
 class TestStep:
@@ -293,5 +271,5 @@ class TestSubsetLogits:
         assert torch.equal(method.predict(ctx.model, batch).logits, forward.logits)
 
     def test_one_modality_is_refused(self) -> None:
-        task = Task({"a": (3,)}, 3, 1, lambda _, shape: Encoder(shape, 4))
+        task = Task({"a": (3,)}, 3, 1, lambda _, shape: TanhEncoder(shape, 4))
         assert "at least 2 modalities" in str(GMD.refuses(GMD.Options(), task))

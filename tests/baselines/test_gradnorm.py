@@ -23,15 +23,16 @@ from baselines.gradnorm import (
     weight_gradient,
 )
 from baselines.joint import Joint
-from benchmark.context import Context, Run
+from benchmark.context import Context
 from benchmark.data import Batch, Part
 from benchmark.diagnostics import PassCounter
 from benchmark.fusion import Concat, FiLM, Fusion
-from benchmark.method import Method, Passes, Plan
+from benchmark.method import Method, Passes
 from benchmark.model import same_parameters
 from benchmark.protocol import Optimizer, Protocol
 from benchmark.task import Task
 from benchmark.training import Fit, fit
+from tests.baselines.scenes import TanhEncoder, context, resumes
 
 NORMS = torch.tensor([2.0, 0.5, 1.0], dtype=torch.float64)
 LOSSES = torch.tensor([0.9, 1.2, 1.5], dtype=torch.float64)
@@ -120,22 +121,11 @@ class TestInvariants:
         torch.testing.assert_close(ratio / ratio.mean(), ONES, rtol=0, atol=0.01)
 
 
-class Encoder(nn.Module):
-    def __init__(self, shape: tuple[int, ...], width: int) -> None:
-        super().__init__()
-        self.width = width
-        self.linear = nn.Linear(shape[0], width)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        features: Tensor = self.linear(inputs).tanh()
-        return features
-
-
 WIDTHS = {"a": 4, "v": 6, "t": 5}
 
 
 def task(modalities: str = "av", fusion: type[Fusion] = Concat, epochs: int = 4) -> Task:
-    return Task(dict.fromkeys(modalities, (3,)), 3, epochs, lambda name, shape: Encoder(shape, WIDTHS[name]), fusion)
+    return Task(dict.fromkeys(modalities, (3,)), 3, epochs, lambda m, shape: TanhEncoder(shape, WIDTHS[m]), fusion)
 
 
 def part(modalities: str, size: int) -> Part:
@@ -150,20 +140,9 @@ def prepare(of: Task, **options: Any) -> tuple[GradNorm, Context, Batch]:
     torch.manual_seed(0)
     model = method.build()
     data = part("".join(of.modalities), 6)
-    plan = Plan(of.epochs, 6, 6, of.modalities, 6)
-    run = Run(
-        of,
-        plan,
-        data,
-        data,
-        0,
-        Protocol(
-            epochs=plan.epochs, batch_size=plan.batch_size, optimizer=Optimizer(lr=1.0, momentum=0.0, weight_decay=0.0)
-        ),
-    )
-    context = Context(run, model, method.parameters(model))
-    method.start_epoch(context)
-    return method, context, next(data.batches(6))
+    ctx = context(method, model, data, 6)
+    method.start_epoch(ctx)
+    return method, ctx, next(data.batches(6))
 
 
 def descent(before: nn.Module, after: nn.Module) -> dict[str, Tensor]:
@@ -329,19 +308,10 @@ class TestRun:
 
     @pytest.mark.parametrize("options", [{}, {"tasks": "losses"}, {"parametrisation": "softmax"}, {"initial": "batch"}])
     def test_interrupted_run_ends_like_an_undisturbed_one(self, options: dict[str, Any], tmp_path: Path) -> None:
-        def stop(record: dict[str, Any]) -> None:
-            if record["epoch"] == 1:
-                raise KeyboardInterrupt
+        def run(**settings: Any) -> Fit:
+            return train(GradNorm(GradNorm.Options(**options), task()), **settings)
 
-        def method() -> GradNorm:
-            return GradNorm(GradNorm.Options(**options), task())
-
-        saved: dict[str, Any] = {"checkpoint": tmp_path / "run.ckpt", "checkpoint_seconds": 0.0}
-        with pytest.raises(KeyboardInterrupt):
-            train(method(), on_epoch=stop, **saved)
-        resumed, undisturbed = train(method(), **saved), train(method())
-        assert same_parameters(resumed.model, undisturbed.model)
-        assert resumed.epochs == undisturbed.epochs
+        resumes(run, tmp_path / "run.ckpt", 1)
 
     @pytest.mark.parametrize("tasks", ["modality", "losses"])
     def test_both_readings_cost_what_joint_training_costs(self, tasks: str) -> None:

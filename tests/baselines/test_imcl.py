@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from baselines.imcl import IMCL, distillation_losses, moved_threshold, sample_weights, superloss, task_share
-from benchmark.context import Context, Run
+from benchmark.context import Context
 from benchmark.data import Part
 from benchmark.method import Passes, Plan
 from benchmark.model import MultimodalModel, same_parameters
 from benchmark.protocol import Optimizer, Protocol
 from benchmark.task import Task
 from benchmark.training import Fit, fit
-from tests.baselines.scenes import WIDTHS, DisturbableEncoder, noisy_part
+from tests.baselines.scenes import WIDTHS, DisturbableEncoder, context, descent, noisy_part, resumes
 
 
 def vector(*values: float) -> Tensor:
@@ -135,22 +135,10 @@ def prepare(modalities: str = "ab", **options: Any) -> tuple[IMCL, Context]:
     method = build(modalities, **options)
     torch.manual_seed(0)
     model = method.build()
-    train = part(modalities)
-    plan = Plan(EPOCHS, len(train), 9, tuple(modalities), 16)
-    run = Run(
-        method.task,
-        plan,
-        train,
-        train,
-        0,
-        Protocol(
-            epochs=plan.epochs, batch_size=plan.batch_size, optimizer=Optimizer(lr=0.5, momentum=0.0, weight_decay=0.0)
-        ),
-    )
     for layer in model.modules():
         if isinstance(layer, nn.Dropout):
             layer.p = 0.0
-    return method, Context(run, model, method.parameters(model))
+    return method, context(method, model, part(modalities), 16, optimizer=descent(0.5))
 
 
 def train(method: IMCL, **settings: Any) -> Fit:
@@ -287,21 +275,6 @@ class TestTeachers:
         assert cost == pytest.approx(4 / 3 + 1)
 
 
-class _KilledError(Exception):
-    pass
-
-
 @pytest.mark.parametrize("options", [{}, {"teacher_view": "once", "threshold": "always", "clamps": "code"}])
 def test_interrupted_run_ends_with_the_same_metrics(options: dict[str, Any], tmp_path: Path) -> None:
-    def interrupt(record: dict[str, Any]) -> None:
-        if record["epoch"] == 1:
-            raise _KilledError
-
-    whole = train(build(**options))
-    checkpoint = tmp_path / "run.ckpt"
-    with pytest.raises(_KilledError):
-        train(build(**options), checkpoint=checkpoint, checkpoint_seconds=0, on_epoch=interrupt)
-    resumed = train(build(**options), checkpoint=checkpoint)
-    assert resumed.epochs == whole.epochs
-    assert resumed.passes == whole.passes
-    assert same_parameters(resumed.model, whole.model)
+    resumes(lambda **settings: train(build(**options), **settings), tmp_path / "run.ckpt", 1)

@@ -12,16 +12,17 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from baselines.inforeg import InfoReg, growth_rate, in_window, pull_, pull_strengths, scores, squared_gradient
+from baselines.inforeg import InfoReg, growth_rate, in_window, pull_, pull_strengths, squared_gradient
 from baselines.joint import Joint
-from benchmark.context import Context, Run
+from benchmark.context import Context
 from benchmark.data import Batch, Part
 from benchmark.fusion import Fusion, Sum
-from benchmark.method import Method, Plan, total, unimodal_losses
+from benchmark.method import Method, summed_confidences, total, unimodal_losses
 from benchmark.model import same_parameters
-from benchmark.protocol import Optimizer, Protocol
+from benchmark.protocol import Optimizer
 from benchmark.task import Task
 from benchmark.training import initialised
+from tests.baselines.scenes import context
 
 OFFICIAL = torch.tensor([0.95, 0.1], dtype=torch.float64)
 FALLING = [5.0, 4.2, 3.6, 3.1, 2.7, 2.4, 2.1, 1.9, 1.7, 1.5, 1.4]
@@ -67,7 +68,7 @@ class TestStrengths:
 
     def test_scores_are_sums_of_true_class_probabilities(self) -> None:
         logits = {"a": torch.tensor([[2.0, 0.0], [0.0, 0.0]]), "v": torch.zeros(2, 2)}
-        found = scores(logits, torch.tensor([0, 1]))
+        found = summed_confidences(logits, torch.tensor([0, 1]))
         assert found.tolist() == pytest.approx([1 / (1 + math.exp(-2)) + 0.5, 1.0])
 
 
@@ -174,17 +175,8 @@ def part() -> Part:
 
 def prepare(method: Method, epochs: int = 16) -> tuple[Context, list[Batch]]:
     """Return the context at the start of the first epoch and its three batches."""
-    data = part()
-    run = Run(
-        method.task,
-        Plan(epochs, 30, 30, method.task.modalities, 10),
-        data,
-        data,
-        0,
-        Protocol(epochs=epochs, batch_size=10, optimizer=Optimizer(lr=0.1)),
-    )
     model = initialised(method, 0).train()
-    ctx = Context(run, model, method.parameters(model))
+    ctx = context(method, model, part(), 10, epochs=epochs, optimizer=Optimizer(lr=0.1))
     method.start_epoch(ctx)
     return ctx, list(method.batches(ctx))
 
@@ -235,8 +227,8 @@ class TestMethod:
             leader = max(held.task.modalities, key=lambda m: self._score(ctx, batch, m))
             encoder = {f"encoders.{leader}.{name}" for name in ctx.model.encoder_parameters(leader)}
             assert differing == (encoder if pulled else set())
-            for method, context in ((held, ctx), (free, other)):
-                method.step(batch, context)
+            for method, run in ((held, ctx), (free, other)):
+                method.step(batch, run)
             # From one state on: the second comparison isolates the pull.
             other.model.load_state_dict(ctx.model.state_dict())
 

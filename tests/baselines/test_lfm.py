@@ -23,7 +23,6 @@ from baselines.lfm import (
     pairwise,
 )
 from benchmark.context import Context, Run
-from benchmark.data import Part
 from benchmark.fusion import FiLM
 from benchmark.gradients import min_norm_weight
 from benchmark.method import Method, Passes, Plan
@@ -31,6 +30,7 @@ from benchmark.model import MultimodalModel, same_parameters
 from benchmark.protocol import Optimizer, Protocol
 from benchmark.task import Task
 from benchmark.training import fit, initialised
+from tests.baselines.scenes import NormedEncoder, random_part, resumes
 
 
 def _double(values: object) -> Tensor:
@@ -159,34 +159,17 @@ def test_hypergradient_is_the_slope_of_the_held_out_loss_after_one_step() -> Non
     assert float(found) == pytest.approx((held_out(0.6 + 1e-5) - held_out(0.6 - 1e-5)) / 2e-5, rel=1e-6)
 
 
-class _Encoder(nn.Module):
-    def __init__(self, shape: tuple[int, ...], width: int) -> None:
-        super().__init__()
-        self.width = width
-        self.layers = nn.Sequential(nn.Linear(shape[0], width), nn.BatchNorm1d(width), nn.Dropout(0.2))
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        result: Tensor = self.layers(inputs)
-        return result
-
-
 SIZES = {"a": 4, "v": 3, "t": 5}
 EPOCHS = 5
 PROTOCOL = Protocol(epochs=EPOCHS, batch_size=8, optimizer=Optimizer(lr=0.05))
 
 
-def _part(size: int, seed: int) -> Part:
-    generator = torch.Generator().manual_seed(seed)
-    inputs = {name: torch.randn(size, width, generator=generator) for name, width in SIZES.items()}
-    return Part.from_tensors(inputs, torch.arange(size) % 3)
-
-
-PARTS = {"train": _part(60, 0), "val": _part(12, 1), "test": _part(12, 2)}
+PARTS = {"train": random_part(SIZES, 60, 0), "val": random_part(SIZES, 12, 1), "test": random_part(SIZES, 12, 2)}
 
 
 def _task(modalities: str = "av", equal: bool = True, fusion: Any = FiLM) -> Task:
     def backbone(name: str, shape: tuple[int, ...]) -> nn.Module:
-        return _Encoder(shape, 6 if equal else 2 * SIZES[name])
+        return NormedEncoder(shape, 6 if equal else 2 * SIZES[name])
 
     return Task({name: (SIZES[name],) for name in modalities}, 3, EPOCHS, backbone, fusion)
 
@@ -360,16 +343,7 @@ def test_counted_passes_are_those_expected(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("options", [{"heads": "slices"}, {"weighting": "learned"}])
 def test_an_interrupted_run_ends_with_the_same_metrics(options: dict[str, Any], tmp_path: Path) -> None:
-    def interrupt(record: dict[str, Any]) -> None:
-        if record["epoch"] == 2:
-            raise InterruptedError
-
-    whole, checkpoint = fit(_method(**options), PARTS, PROTOCOL, 0), tmp_path / "run.ckpt"
-    with pytest.raises(InterruptedError):
-        fit(_method(**options), PARTS, PROTOCOL, 0, checkpoint=checkpoint, checkpoint_seconds=0, on_epoch=interrupt)
-    resumed = fit(_method(**options), PARTS, PROTOCOL, 0, checkpoint=checkpoint)
-    assert resumed.epochs == whole.epochs
-    assert same_parameters(resumed.model, whole.model)
+    resumes(lambda **settings: fit(_method(**options), PARTS, PROTOCOL, 0, **settings), tmp_path / "run.ckpt", 2)
 
 
 def test_contrastive_alignment_refuses_unequal_widths() -> None:

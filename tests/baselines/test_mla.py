@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional
 
-from baselines.mla import MLA, SharedHeadModel, alpha_at, confidence_weights, entropies, fuse, shrink_projection
+from baselines.mla import MLA, ConfidenceModel, alpha_at, confidence_weights, entropies, fuse, shrink_projection
 from benchmark.context import Context, Run
 from benchmark.data import Batch, Part
 from benchmark.diagnostics import PassCounter
@@ -23,6 +23,7 @@ from benchmark.model import MultimodalModel
 from benchmark.protocol import Optimizer, Protocol
 from benchmark.task import Task
 from benchmark.training import initialised
+from tests.baselines.scenes import context, descent
 
 FIRST = torch.tensor([1.0, 2.0, -1.0], dtype=torch.float64)
 SECOND = torch.tensor([0.0, 1.0, 1.0], dtype=torch.float64)
@@ -157,18 +158,7 @@ def prepare(modalities: str = "ab", lr: float = 1.0, **options: Any) -> tuple[ML
     generator = torch.Generator().manual_seed(3)
     inputs = {m: torch.randn(30, 3, generator=generator) + 1 for m in modalities}
     part = Part.from_tensors(inputs, torch.arange(30) % 3)
-    plan = Plan(2, 30, 30, tuple(modalities), 6)
-    run = Run(
-        method.task,
-        plan,
-        part,
-        part,
-        0,
-        Protocol(
-            epochs=plan.epochs, batch_size=plan.batch_size, optimizer=Optimizer(lr=lr, momentum=0.0, weight_decay=0.0)
-        ),
-    )
-    return method, Context(run, model, method.parameters(model)), next(part.batches(6))
+    return method, context(method, model, part, 6, optimizer=descent(lr)), next(part.batches(6))
 
 
 class Recording(Context):
@@ -346,7 +336,7 @@ class TestPrediction:
     def test_missing_modality_has_no_say(self) -> None:
         _, ctx, batch = prepare()
         features = ctx.model.encode(batch.inputs, only=["b"])
-        assert isinstance(ctx.model, SharedHeadModel)
+        assert isinstance(ctx.model, ConfidenceModel)
         torch.testing.assert_close(ctx.model.classify(features), ctx.model.head(features["b"]))
 
 

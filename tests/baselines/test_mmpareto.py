@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from baselines.mmpareto import MMPareto, combine, pareto_weight
-from benchmark.context import Context, Run
+from benchmark.context import Context
 from benchmark.data import Batch, Part
 from benchmark.diagnostics import PassCounter
 from benchmark.gradients import cosine, flatten
-from benchmark.method import Passes, Plan
-from benchmark.protocol import Optimizer, Protocol
+from benchmark.method import Passes
 from benchmark.task import Task
+from tests.baselines.scenes import TanhEncoder, context
 
 
 def vectors(*rows: list[float]) -> list[Tensor]:
@@ -57,6 +57,9 @@ class TestWorkedNumbers:
     def test_orthogonal_gradients_go_to_the_solver(self) -> None:
         a, b = vectors([1, 0]), vectors([0, 2])
         assert pareto_weight(a[0], b[0]) == pytest.approx(0.8)
+        mixed = 1.6 * a[0] + 0.4 * b[0]
+        assert float((a[0] + b[0]).norm()) == pytest.approx(2.236068, abs=5e-7)
+        assert float(mixed.norm()) == pytest.approx(1.788854, abs=5e-7)
         close(combine(a, b, gamma=1.0)[0], [1.6 * 1.25, 0.8 * 1.25])
         close(combine(a, b)[0], [3.0, 1.5])
 
@@ -125,24 +128,13 @@ class TestInvariants:
         assert torch.equal(update[1], torch.zeros(1, dtype=torch.float64))
 
 
-class Encoder(nn.Module):
-    def __init__(self, shape: tuple[int, ...], width: int) -> None:
-        super().__init__()
-        self.width = width
-        self.linear = nn.Linear(shape[0], width)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        features: Tensor = self.linear(inputs).tanh()
-        return features
-
-
 def prepare(opposed: bool, **options: Any) -> tuple[MMPareto, Context, Batch]:
     """Return a method, a context of plain gradient descent with learning rate 1, and a batch.
 
     The unimodal heads copy the fused head, or are `opposed` to it, so that all encoders are in conflict.
     """
     widths = {"a": 4, "b": 5}
-    task = Task({"a": (3,), "b": (3,)}, 3, 1, lambda name, shape: Encoder(shape, widths[name]))
+    task = Task({"a": (3,), "b": (3,)}, 3, 1, lambda name, shape: TanhEncoder(shape, widths[name]))
     method = MMPareto(MMPareto.Options(**options), task)
     torch.manual_seed(0)
     model = method.build()
@@ -150,18 +142,7 @@ def prepare(opposed: bool, **options: Any) -> tuple[MMPareto, Context, Batch]:
         weight = model.head.weight.data[:, model.fusion.slices[m]]
         head.weight.data.copy_(-weight if opposed else weight)  # type: ignore[operator]
     part = Part.from_tensors({m: torch.randn(6, 3) for m in "ab"}, torch.randint(3, (6,)))
-    plan = Plan(1, 6, 6, ("a", "b"), 6)
-    run = Run(
-        task,
-        plan,
-        part,
-        part,
-        0,
-        Protocol(
-            epochs=plan.epochs, batch_size=plan.batch_size, optimizer=Optimizer(lr=1.0, momentum=0.0, weight_decay=0.0)
-        ),
-    )
-    return method, Context(run, model, method.parameters(model)), next(part.batches(6))
+    return method, context(method, model, part, 6), next(part.batches(6))
 
 
 class TestStep:

@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from baselines.pcgrad import PCGrad, combine, project, project_modalities, visiting_orders
-from benchmark.context import Context, Run
+from benchmark.context import Context
 from benchmark.data import Batch, Part
 from benchmark.diagnostics import PassCounter
 from benchmark.gradients import cosine, flatten
-from benchmark.method import Passes, Plan
+from benchmark.method import Passes
 from benchmark.model import MultimodalModel
-from benchmark.protocol import Optimizer, Protocol
 from benchmark.task import Task
+from tests.baselines.scenes import TanhEncoder, context
 
 THREE = [torch.tensor(g, dtype=torch.float64) for g in ([2, 0, 1], [-1, 1, 0], [0, -1, -1])]
 
@@ -144,20 +144,9 @@ class TestModalities:
         torch.testing.assert_close(projected["video"], torch.stack([project([a, b])[1], -b]))
 
 
-class Encoder(nn.Module):
-    def __init__(self, shape: tuple[int, ...], width: int) -> None:
-        super().__init__()
-        self.width = width
-        self.linear = nn.Linear(shape[0], width)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        features: Tensor = self.linear(inputs).tanh()
-        return features
-
-
 def task(modalities: str = "ab", widths: tuple[int, ...] = (4, 4, 4)) -> Task:
     size = dict(zip(modalities, widths, strict=False))
-    return Task(dict.fromkeys(modalities, (3,)), 3, 1, lambda name, shape: Encoder(shape, size[name]))
+    return Task(dict.fromkeys(modalities, (3,)), 3, 1, lambda name, shape: TanhEncoder(shape, size[name]))
 
 
 def prepare(modalities: str = "ab", **options: Any) -> tuple[PCGrad, Context, Batch]:
@@ -168,18 +157,7 @@ def prepare(modalities: str = "ab", **options: Any) -> tuple[PCGrad, Context, Ba
     for m, head in model.unimodal_heads.items():
         head.weight.data.copy_(-model.head.weight.data[:, model.fusion.slices[m]])  # type: ignore[operator]
     part = Part.from_tensors({m: torch.randn(6, 3) for m in modalities}, torch.randint(3, (6,)))
-    plan = Plan(1, 6, 6, tuple(modalities), 6)
-    run = Run(
-        method.task,
-        plan,
-        part,
-        part,
-        0,
-        Protocol(
-            epochs=plan.epochs, batch_size=plan.batch_size, optimizer=Optimizer(lr=1.0, momentum=0.0, weight_decay=0.0)
-        ),
-    )
-    return method, Context(run, model, method.parameters(model)), next(part.batches(6))
+    return method, context(method, model, part, 6), next(part.batches(6))
 
 
 def gradients(before: MultimodalModel, after: MultimodalModel, prefix: str) -> Tensor:

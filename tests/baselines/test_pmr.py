@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from baselines.pmr import (
@@ -24,15 +24,15 @@ from baselines.pmr import (
     refresh_sample,
     refresh_size,
     refreshed,
-    scores,
 )
 from benchmark.context import Context, Run
 from benchmark.data import Part
-from benchmark.method import Method, Plan
+from benchmark.method import Method, Plan, summed_confidences
 from benchmark.model import same_parameters
 from benchmark.protocol import Optimizer, Protocol
 from benchmark.task import Task
-from benchmark.training import fit, initialised
+from benchmark.training import Fit, fit, initialised
+from tests.baselines.scenes import NormedEncoder, random_part, resumes
 
 LABELS = torch.tensor([0, 1, 2])
 
@@ -58,7 +58,7 @@ class TestWorkedNumbers:
         close(-LOGITS["v"], [[0.707107, 1.581139, 0.707107], [1, 1, 1], [2, 2.828427, 1.414214]])
 
     def test_scores_and_their_ratio(self) -> None:
-        score = scores(LOGITS, LABELS)
+        score = summed_confidences(LOGITS, LABELS)
         close(score, [1.566183, 1.302646])
         close(score[0] / score[1], 1.202309)
 
@@ -67,7 +67,7 @@ class TestWorkedNumbers:
         close(functional.cross_entropy(LOGITS["v"], LABELS), 0.856305)
 
     def test_coefficients(self) -> None:
-        score = scores(LOGITS, LABELS)
+        score = summed_confidences(LOGITS, LABELS)
         close(coefficients(score), [0, 1])
         close(coefficients(score, "clip"), [0, 0.202309])
         close(entropy_coefficients(score, coefficients(score, "clip")), [0.202309, 0])
@@ -110,11 +110,11 @@ class TestInvariants:
         found = torch.autograd.grad(loss, [leaves["a"], leaves["v"]], allow_unused=True)
         (expected,) = torch.autograd.grad(alone, leaves["v"])
         assert [gradient is not None for gradient in found] == [False, True]
-        torch.testing.assert_close(found[1], coefficients(scores(LOGITS, LABELS), "clip")[1] * expected)
+        torch.testing.assert_close(found[1], coefficients(summed_confidences(LOGITS, LABELS), "clip")[1] * expected)
 
     @pytest.mark.parametrize("coefficient", ["binary", "clip"])
     def test_swapped_modalities_have_swapped_coefficients(self, coefficient: Any) -> None:
-        score = scores(LOGITS, LABELS)
+        score = summed_confidences(LOGITS, LABELS)
         beta = coefficients(score, coefficient)
         assert torch.equal(coefficients(score.flip(0), coefficient), beta.flip(0))
         assert torch.equal(entropy_coefficients(score.flip(0), beta.flip(0)), beta)
@@ -170,33 +170,18 @@ class TestRefreshSample:
         close(class_means(features, torch.tensor([1, 0, 1]), 2), [[3, 4], [3, 1]])
 
 
-class _Encoder(nn.Module):
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        super().__init__()
-        self.width = 2 * shape[0]
-        self.layers = nn.Sequential(nn.Linear(shape[0], self.width), nn.BatchNorm1d(self.width), nn.Dropout(0.2))
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        result: Tensor = self.layers(inputs)
-        return result
-
-
 SIZES = {"a": 4, "v": 3, "t": 2}
 EPOCHS = 5
 PROTOCOL = Protocol(epochs=EPOCHS, batch_size=8, optimizer=Optimizer(lr=0.05))
 
 
-def _part(size: int, seed: int) -> Part:
-    generator = torch.Generator().manual_seed(seed)
-    inputs = {name: torch.randn(size, width, generator=generator) for name, width in SIZES.items()}
-    return Part.from_tensors(inputs, torch.arange(size) % 3)
-
-
-PARTS = {"train": _part(90, 0), "val": _part(12, 1), "test": _part(12, 2)}
+PARTS = {"train": random_part(SIZES, 90, 0), "val": random_part(SIZES, 12, 1), "test": random_part(SIZES, 12, 2)}
 
 
 def _task(modalities: str = "av") -> Task:
-    return Task({name: (SIZES[name],) for name in modalities}, 3, EPOCHS, lambda _, shape: _Encoder(shape))
+    return Task(
+        {name: (SIZES[name],) for name in modalities}, 3, EPOCHS, lambda _, shape: NormedEncoder(shape, 2 * shape[0])
+    )
 
 
 def _context(method: Method, train: Part = PARTS["train"]) -> Context:
@@ -280,19 +265,12 @@ class TestMethod:
         assert (long.forward, long.relative) == pytest.approx((1.071, 1.071 / 3 + 2 / 3))
 
     def test_an_interrupted_run_with_momentum_ends_with_the_same_metrics(self, tmp_path: Path) -> None:
-        def interrupt(record: dict[str, Any]) -> None:
-            if record["epoch"] == 2:
-                raise InterruptedError
+        options = PMR.Options(momentum=0.5, end=1, coefficient="clip", entropy=0.64, entropy_end=1)
 
-        def method() -> PMR:
-            return PMR(PMR.Options(momentum=0.5, end=1, coefficient="clip", entropy=0.64, entropy_end=1), _task())
+        def run(**settings: Any) -> Fit:
+            return fit(PMR(options, _task()), PARTS, PROTOCOL, 0, **settings)
 
-        whole, checkpoint = fit(method(), PARTS, PROTOCOL, 0), tmp_path / "run.ckpt"
-        with pytest.raises(InterruptedError):
-            fit(method(), PARTS, PROTOCOL, 0, checkpoint=checkpoint, checkpoint_seconds=0, on_epoch=interrupt)
-        resumed = fit(method(), PARTS, PROTOCOL, 0, checkpoint=checkpoint)
-        assert resumed.epochs == whole.epochs
-        assert same_parameters(resumed.model, whole.model)
+        resumes(run, tmp_path / "run.ckpt", 2)
 
     def test_the_record_keeps_how_often_a_modality_was_helped(self) -> None:
         records = fit(PMR(PMR.Options(), _task()), PARTS, PROTOCOL, 0).epochs

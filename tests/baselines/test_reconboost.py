@@ -26,8 +26,8 @@ from benchmark.method import Method, Plan
 from benchmark.model import same_parameters
 from benchmark.protocol import Optimizer, Protocol
 from benchmark.task import Task
-from benchmark.training import fit, initialised
-from tests.baselines.scenes import PARTS, SHAPES, KilledError
+from benchmark.training import Fit, fit, initialised
+from tests.baselines.scenes import PARTS, SHAPES, resumes
 
 LABELS = torch.tensor([0, 1])
 ENSEMBLE = torch.tensor([[0.0, 1.0, 0.0], [1.0, 3.0, -1.0]], dtype=torch.float64)
@@ -136,6 +136,12 @@ def test_official_phases_last_four_epochs_each() -> None:
     assert [epoch for epoch in range(16) if phase(epoch, ("a", "b"), 4, 4).begins] == [0, 4, 8, 12]
 
 
+@pytest.mark.parametrize(("epochs", "length"), [(15, 1), (100, 1), (400, 2), (800, 4)])
+def test_default_phases_are_the_official_share_of_the_run_and_never_empty(epochs: int, length: int) -> None:
+    assert ReconBoost.lengths(ReconBoost.Options(), epochs) == (length, length)
+    assert ReconBoost.lengths(ReconBoost.Options(boosting=0.04), 100) == (4, 1)
+
+
 class _Encoder(nn.Module):
     width = 6
 
@@ -199,7 +205,7 @@ def test_each_phase_changes_what_it_trains_and_the_statistics_of_what_it_runs() 
 
 
 def test_every_phase_starts_with_empty_momentum_and_keeps_it_to_its_end() -> None:
-    method = _method(boosting_epochs=2, rectification_epochs=2)
+    method = _method(boosting=2 / 7, rectification=2 / 7)
     ctx = _context(method)
     found = []
     for epoch in range(5):
@@ -300,7 +306,7 @@ def test_the_task_s_fusion_is_not_used() -> None:
         ("abc", {}, (2 * 1 + 2 * 2 + 3 * 3) / 21, (1 + 1 + 1 + 2 + 1 + 3 + 1) / 21),
         (
             "ab",
-            {"boosting_epochs": 2, "consolidation": "previous"},
+            {"boosting": 2 / 7, "consolidation": "previous"},
             (3 * 1 + 4 * 2) / 14,
             (3 + 2 + 2 + 1) / 14,
         ),
@@ -318,26 +324,16 @@ def test_counted_passes_are_those_expected(
 def test_a_boosting_epoch_costs_two_thirds_of_joint_training_and_rectification_the_same() -> None:
     per_epoch = ReconBoost.info.passes.relative
     assert per_epoch == pytest.approx((4 / 6 + 1) / 2)
-    long = _method().expected_passes(Plan(1000, 40, 15, ("a", "b"), 8)).relative
+    long = _method(boosting=0.001, rectification=0.001).expected_passes(Plan(1000, 40, 15, ("a", "b"), 8)).relative
     assert long == pytest.approx(per_epoch, rel=2e-3)
 
 
 @pytest.mark.parametrize("stopped_in", [2, 4])
 def test_interrupted_run_ends_with_the_same_metrics(tmp_path: Path, stopped_in: int) -> None:
-    def interrupt(record: dict[str, Any]) -> None:
-        if record["epoch"] == stopped_in:
-            raise KilledError
+    def run(**settings: Any) -> Fit:
+        return fit(_method(boosting=2 / 7), PARTS, PROTOCOL, 0, **settings)
 
-    def method() -> ReconBoost:
-        return _method(boosting_epochs=2, rectification_epochs=1)
-
-    whole = fit(method(), PARTS, PROTOCOL, 0)
-    checkpoint = tmp_path / "run.ckpt"
-    with pytest.raises(KilledError):
-        fit(method(), PARTS, PROTOCOL, 0, checkpoint=checkpoint, checkpoint_seconds=0, on_epoch=interrupt)
-    resumed = fit(method(), PARTS, PROTOCOL, 0, checkpoint=checkpoint)
-    assert resumed.epochs == whole.epochs
-    assert same_parameters(resumed.model, whole.model)
+    resumes(run, tmp_path / "run.ckpt", stopped_in)
 
 
 def test_a_reconcile_weight_above_the_error_weight_is_refused() -> None:

@@ -23,11 +23,10 @@ from baselines.remixing import (
 from benchmark.context import Context, Run
 from benchmark.data import Batch
 from benchmark.method import Method, Plan
-from benchmark.model import same_parameters
 from benchmark.protocol import Optimizer, Protocol
 from benchmark.task import Task
 from benchmark.training import fit, initialised
-from tests.baselines.scenes import PARTS, SHAPES, KilledError
+from tests.baselines.scenes import PARTS, SHAPES, resumes
 
 
 def _row(*logits: float) -> Tensor:
@@ -331,17 +330,7 @@ def test_warmup_without_unimodal_losses_trains_what_joint_training_trains() -> N
 
 
 def test_interrupted_run_ends_with_the_same_metrics(tmp_path: Path) -> None:
-    def interrupt(record: dict[str, Any]) -> None:
-        if record["epoch"] == 3:
-            raise KilledError
-
-    whole = fit(_method(), PARTS, PROTOCOL, 0)
-    checkpoint = tmp_path / "run.ckpt"
-    with pytest.raises(KilledError):
-        fit(_method(), PARTS, PROTOCOL, 0, checkpoint=checkpoint, checkpoint_seconds=0, on_epoch=interrupt)
-    resumed = fit(_method(), PARTS, PROTOCOL, 0, checkpoint=checkpoint)
-    assert resumed.epochs == whole.epochs
-    assert same_parameters(resumed.model, whole.model)
+    resumes(lambda **settings: fit(_method(), PARTS, PROTOCOL, 0, **settings), tmp_path / "run.ckpt", 3)
 
 
 def test_a_frozen_encoder_cannot_be_run_on_zeros() -> None:

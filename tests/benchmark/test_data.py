@@ -75,6 +75,11 @@ def test_indices_pick_samples_in_their_order_and_keep_positions_of_the_part(part
     assert sorted(shuffled.index.tolist()) == [0, 1, 2, 3, 4]
 
 
+def test_others_are_all_samples_but_those_named(part: Part) -> None:
+    assert part.others(torch.tensor([7, 0, 7])).tolist() == [1, 2, 3, 4, 5, 6, 8, 9]
+    assert part.others(torch.tensor([], dtype=torch.long)).tolist() == list(range(10))
+
+
 def test_no_indices_give_no_batches(part: Part) -> None:
     assert list(part.batches(4, indices=torch.tensor([], dtype=torch.long))) == []
 

@@ -25,6 +25,15 @@ def test_every_file_of_baselines_and_methods_is_a_registered_method() -> None:
     assert METHODS.entry("rgm").kind == "proposed"
 
 
+@pytest.mark.parametrize("name", METHODS.names())
+def test_the_authors_values_for_a_dataset_are_options_of_the_method(name: str) -> None:
+    method = METHODS.load(name)
+    for dataset, values in method.official.items():
+        assert dataset == dataset.lower().replace("-", "_")
+        assert values
+        assert method.Options.model_validate(values).model_fields_set == set(values)
+
+
 def test_fusions_and_backbones_are_named_after_their_classes() -> None:
     assert FUSIONS.names() == ["concat", "film", "gated", "sum"]
     assert {"small", "resnet18"} <= set(BACKBONES.names())

@@ -17,7 +17,7 @@ from benchmark.data import Batch
 from benchmark.errors import CellError
 from benchmark.evaluation import evaluate
 from benchmark.method import Method
-from benchmark.model import MultimodalModel
+from benchmark.model import MultimodalModel, same_parameters
 from benchmark.protocol import Optimizer, Protocol, Schedule
 from benchmark.registry import METHODS
 from benchmark.training import Fit, fit, initialised
@@ -231,6 +231,44 @@ def test_a_part_of_a_forward_pass_reaches_the_same_features() -> None:
     gradients = ctx.feature_gradients(forward, alone.logits.sum())
     assert gradients["m0"].abs().sum() > 0
     assert gradients["m1"].abs().sum() == 0
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "step"])
+def test_training_aside_has_the_learning_rates_of_the_epochs_it_is_told(schedule: str) -> None:
+    method, recipe = joint(), protocol(schedule=Schedule(name=schedule, every=3))
+    ctx: Context = begin(method, initialised(method, 0), recipe, 0, PARTS["train"], PARTS["val"])
+    ctx.enter(method, 1)
+    rates: list[float] = []
+    model, few = initialised(method, 1), torch.arange(20)
+    parameters = dict(model.named_parameters())
+    ctx.train_aside(model, parameters, "a", lambda _, side: rates.append(side.lr), epochs=(2, 2.5, 3), indices=few)
+    assert rates[::2] == rates[1::2] == [learning_rate(0.05, recipe.schedule, epoch, 4) for epoch in (2, 2.5, 3)]
+    assert ctx.lr == learning_rate(0.05, recipe.schedule, 1, 4)
+
+
+def test_training_aside_leaves_the_run_and_the_process_s_random_state_as_they_were() -> None:
+    method = joint()
+    ctx: Context = begin(method, initialised(method, 0), protocol(), 0, PARTS["train"], PARTS["val"])
+    state, own = torch.get_rng_state(), ctx.generator.get_state()
+
+    def step(batch: Batch, side: Context) -> None:
+        forward = side.forward(batch)
+        dropped = {name: functional.dropout(value, 0.5) for name, value in forward.features.items()}
+        side.descend(forward, functional.cross_entropy(side.model.classify(dropped), batch.labels))
+
+    trained = []
+    for _ in range(2):
+        model = initialised(method, 1)
+        ctx.train_aside(model, dict(model.named_parameters()), "aside", step, epochs=range(2))
+        assert torch.equal(torch.get_rng_state(), state)
+        trained.append(model)
+        torch.rand(1)
+        state = torch.get_rng_state()
+    assert same_parameters(*trained)
+    assert not same_parameters(trained[0], initialised(method, 1))
+    assert same_parameters(ctx.model, initialised(method, 0))
+    assert torch.equal(ctx.generator.get_state(), own)
+    assert (ctx.steps, ctx.lr) == (0, 0.05)
 
 
 @pytest.mark.parametrize("name", METHODS.names())

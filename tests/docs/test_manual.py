@@ -95,6 +95,13 @@ def test_the_table_of_options_says_kind_values_and_default() -> None:
     ]
 
 
+def test_the_page_has_the_authors_values_by_dataset() -> None:
+    page = manual.methods_page()
+    assert "- Official values: cremad: alpha=0.8, start=0.0, end=0.5; vggsound: alpha=0.1, start=0.0, end=0.5\n" in page
+    assert "cremad: strength={audio: 0.95, video: 0.1}, threshold=0.04, memory=0.125" in page
+    assert "Official values" not in manual.section("joint")
+
+
 def test_the_page_has_a_section_for_every_method_with_its_paper_and_readings() -> None:
     page = manual.methods_page()
     assert "## rgm: RGM" in page

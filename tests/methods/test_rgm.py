@@ -12,16 +12,9 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmark.plane import accumulate, balance_factor, non_conflict, shares
 from benchmark.task import Task
-from methods.rgm import (
-    RGM,
-    Orthogonalisation,
-    accumulate,
-    balance_factor,
-    modulate,
-    non_conflict,
-    shares,
-)
+from methods.rgm import RGM, Orthogonalisation, modulate
 from tests.methods.rgm_cases import close, f64, pair, random_gradients, steps
 
 

@@ -10,16 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmark.gradients import cosine
-from methods.rgm import (
-    Orthogonalisation,
-    accumulate,
-    balance_factor,
-    energy_rates,
-    non_conflict,
-    rebalancing,
-    shares,
-    synergy_scales,
-)
+from benchmark.plane import accumulate, balance_factor, non_conflict, shares
+from methods.rgm import Orthogonalisation, energy_rates, rebalancing, synergy_scales
 from tests.methods.rgm_cases import FORMS, close, f64, steps
 
 
@@ -34,6 +26,10 @@ class TestPlane:
     def test_balance_factor_turns_negative_at_an_energy_ratio_of_5_828427(self) -> None:
         assert balance_factor(shares(f64([5.8284, 1]))) > 0 > balance_factor(shares(f64([5.8285, 1])))
         close(shares(f64([3 + 2 * math.sqrt(2), 1]))[0], 0.853553)
+
+    def test_global_gate_of_identical_gradients_and_equal_energies(self) -> None:
+        slope = 4 * balance_factor(shares(f64([1, 1])))
+        close(torch.sigmoid(slope * non_conflict(f64(25), f64([25, 25]))), 0.982014)
 
     def test_no_energy_yet_is_balanced(self) -> None:
         close(shares(f64([0, 0])), [0.5, 0.5])

@@ -14,14 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from benchmark.errors import UsageError
-from methods.rgm import (
-    COMPONENTS,
-    Orthogonalisation,
-    energy_rates,
-    modulate,
-    rebalancing,
-    shares,
-)
+from benchmark.plane import shares
+from methods.rgm import COMPONENTS, Orthogonalisation, energy_rates, modulate, rebalancing
 from tests.methods.rgm_cases import FORMS, f64, pair, random_gradients, steps
 
 SUBSETS = [subset for n in range(1, 4) for subset in itertools.combinations(COMPONENTS, n)]
