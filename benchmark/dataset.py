@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -50,10 +51,13 @@ class Checksum:
 
 @dataclass(frozen=True)
 class Verification:
-    """What a check of one source found; `broken` maps a path to what is wrong with it."""
+    """What a check of one source found; `broken` maps a path to what is wrong with it.
+
+    `expected` None: nobody says which files there have to be, and `unknown` were found.
+    """
 
     source: str
-    expected: int
+    expected: int | None
     missing: tuple[str, ...] = ()
     broken: Mapping[str, str] = field(default_factory=dict)
     unknown: int = 0
@@ -64,6 +68,8 @@ class Verification:
         return not self.missing and not self.broken
 
     def __str__(self) -> str:
+        if self.expected is None:
+            return f"{self.source}: {self.unknown} found, without checksums"
         found = self.expected - len(self.missing)
         text = f"{self.source}: {self.expected} expected, {found} found, {len(self.broken)} broken"
         return f"{text}, {self.unknown} unknown ignored" if self.unknown else text
@@ -105,6 +111,9 @@ class Source:
     where an archive is not byte-stable, member by member through `manifest` (its members are then unpacked
     into the raw folder). Without `urls` the terms forbid a download and `obtain` says where a person gets the
     file; without either, the files of the manifest come from its own `urls`, and `file` only names them.
+
+    With `suffix`, such as `.mp4`, it is a folder of files that a person brings as `obtain` says and nobody publishes
+    checksums of: some have to be there, in any layout. Which are wanted and can be read is for preparing to find out.
     """
 
     file: str
@@ -112,9 +121,15 @@ class Source:
     checksum: Checksum | None = None
     manifest: Manifest | None = None
     obtain: str = ""
+    suffix: str = ""
 
     def check(self, raw: Path) -> Verification:
         """Compare the files below `raw` with their checksums."""
+        if self.suffix:
+            found = len(files_below(raw / self.file, self.suffix))
+            return Verification(
+                self.file, None, missing=() if found else (f"{self.file}/**/*{self.suffix}",), unknown=found
+            )
         files = self.manifest.files if self.manifest else {self.file: self.checksum} if self.checksum else {}
         present = {path: checksum for path, checksum in files.items() if (raw / path).is_file()}
         faults = {path: checksum.fault(raw / path) for path, checksum in present.items()}
@@ -150,9 +165,9 @@ class DatasetCard:
         if self.default_split not in self.splits:
             raise unknown_name(f"default split of dataset {self.name!r}", self.default_split, self.splits)
         for source in self.sources:
-            if not (source.checksum or source.manifest):
+            if not (source.checksum or source.manifest or source.suffix):
                 raise UsageError(f"Dataset {self.name!r}: {source.file} has no checksum. Add one, or a manifest.")
-            if not (source.urls or source.obtain or (source.manifest and source.manifest.urls)):
+            if not ((source.urls and not source.suffix) or source.obtain or (source.manifest and source.manifest.urls)):
                 raise UsageError(f"Dataset {self.name!r}: {source.file} has no URL. Add one, or how to obtain it.")
 
     @property
@@ -200,6 +215,12 @@ def stratified_parts(keys: Sequence[str], labels: Sequence[int], cuts: tuple[flo
         for rank, position in enumerate(members):
             parts[position] = "train" if rank < first else "val" if rank < second else "test"
     return parts
+
+
+def files_below(folder: Path, suffix: str) -> list[Path]:
+    """Return the files with a suffix at any depth below a folder, in the order of their paths; links are followed."""
+    walk = os.walk(folder, followlinks=True)
+    return sorted(Path(where, name) for where, _, names in walk for name in names if name.endswith(suffix))
 
 
 def leaves_folder(path: str) -> bool:

@@ -109,6 +109,8 @@ class _Fetcher:
         check = source.check(self.destination)
         if check.complete:
             return check
+        if source.suffix:
+            raise self._failure(source, [f"{path} is missing" for path in check.missing])
         if source.manifest:
             return self._members(source, source.manifest)
         problems = self._file(source.file, source.urls, source.checksum)

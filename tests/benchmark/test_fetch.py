@@ -13,7 +13,7 @@ from typing import ClassVar
 import pytest
 from rich.console import Console
 
-from benchmark.dataset import Checksum, Dataset, DatasetCard, Manifest, Source
+from benchmark.dataset import Checksum, Dataset, DatasetCard, Manifest, Source, files_below
 from benchmark.download import Patience
 from benchmark.errors import DataError, UsageError
 from benchmark.fetch import console_progress, fetch
@@ -308,6 +308,30 @@ def test_an_archive_that_may_not_be_downloaded_is_unpacked_once_it_was_brought(s
         fetch(toy, tmp_path / "raw")
     (tmp_path / "raw" / "toy.zip").write_bytes(archive(MEMBERS))
     assert fetch(toy, tmp_path / "raw")[0].complete
+
+
+def test_a_folder_that_a_person_fills_is_there_with_its_first_file_in_any_layout(tmp_path: Path) -> None:
+    toy = dataset(Source(file="clips", suffix=".mp4", obtain="Copy the clips of Toy."))
+    (tmp_path / "raw" / "clips").mkdir(parents=True)
+    (tmp_path / "raw" / "clips" / "list.txt").touch()
+    with pytest.raises(
+        DataError,
+        match=r"toy: clips has to be brought by hand \(clips/\*\*/\*\.mp4 is missing\)\. Copy the clips of Toy\. "
+        r"Put it into .*raw and run `equipoise fetch toy` again",
+    ):
+        fetch(toy, tmp_path / "raw")
+    (tmp_path / "elsewhere" / "train").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "train" / "one.mp4").touch()
+    (tmp_path / "raw" / "clips" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "raw" / "clips" / "two.mp4").touch()
+    (found,) = fetch(toy, tmp_path / "raw")
+    assert found.complete
+    assert str(found) == "clips: 2 found, without checksums"
+    files = files_below(tmp_path / "raw" / "clips", ".mp4")
+    assert [str(file.relative_to(tmp_path / "raw")) for file in files] == [
+        "clips/linked/train/one.mp4",
+        "clips/two.mp4",
+    ]
 
 
 def test_a_full_disk_is_one_sentence_that_names_the_file(server: Server, tmp_path: Path) -> None:
