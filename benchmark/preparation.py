@@ -70,6 +70,7 @@ class PreparedWriter:
         self._folder = folder
         self._files: dict[str, ArrayMeta] = {}
         self._index: Index | None = None
+        self._census: Mapping[str, Mapping[str, Mapping[str, int]]] = {}
 
     def array(self, modality: str, values: NDArray[Any]) -> None:
         """Store a modality's array (rows, *shape) as it is: choose a compact dtype (uint8, float16)."""
@@ -126,6 +127,10 @@ class PreparedWriter:
             parts={name: np.array(parts, np.str_) for name, parts in splits.items()},
         )
 
+    def census(self, counts: Mapping[str, Mapping[str, Mapping[str, int]]]) -> None:
+        """Keep, by split and part, how the samples came to be so many: numbers of what was listed, found and so on."""
+        self._census = counts
+
     def finish(self, source_digest: str) -> Meta:
         """Check all, fit the normalisations, write index and meta; raises DataError for a contradiction."""
         card, index = self.card, self._index
@@ -152,6 +157,7 @@ class PreparedWriter:
                         name: fit_normalisation(array, np.unique(index.rows[name][parts == "train"]))
                         for name, array in arrays.items()
                     },
+                    census={part: dict(numbers) for part, numbers in self._census.get(split, {}).items()},
                 )
                 for split, parts in index.parts.items()
             },
@@ -159,7 +165,7 @@ class PreparedWriter:
             manifest_digest=manifest_digest(card),
             source_digest=source_digest,
         )
-        text = json.dumps({"schema": SCHEMA, **meta.model_dump(mode="json")}, indent=2)
+        text = json.dumps({"schema": SCHEMA, **meta.model_dump(mode="json", exclude_defaults=True)}, indent=2)
         (self._folder / META).write_text(text + "\n", encoding="utf-8")
         return meta
 

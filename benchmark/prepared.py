@@ -54,10 +54,14 @@ class ArrayMeta(_Stored):
 
 
 class SplitMeta(_Stored):
-    """Samples per part, and each modality's normalisation fitted on the training part alone."""
+    """Samples per part, and each modality's normalisation fitted on the training part alone.
+
+    `census` says for each part how the samples came to be so many; empty where all that were expected are there.
+    """
 
     counts: dict[str, int]
     normalisation: dict[str, Normalisation]
+    census: dict[str, dict[str, int]] = {}
 
 
 class Meta(_Stored):

@@ -79,6 +79,20 @@ def test_index_names_classes_and_domains_and_leaves_counting_rows_out(tmp_path: 
     ]
 
 
+def test_a_census_is_kept_with_its_split_and_changes_no_other_file(tmp_path: Path) -> None:
+    counts = {"plain": {"train": {"listed": 3, "found": 2}}}
+
+    def prepare(self: Toy, raw: Path, out: PreparedWriter) -> None:
+        Toy.prepare(self, raw, out)
+        out.census(counts)
+
+    counted, plain = write(tmp_path / "1", prepare=prepare), write(tmp_path / "2")
+    assert counted.meta.splits["plain"].census == counts["plain"]
+    assert plain.meta.splits["plain"].census == {}
+    assert "census" not in (plain.folder / "meta.json").read_text()
+    assert counted.meta.content_digest == plain.meta.content_digest
+
+
 def test_preparing_twice_gives_the_same_bytes_and_content_digest(tmp_path: Path) -> None:
     first, second = write(tmp_path / "1"), write(tmp_path / "2")
     for file in first.folder.iterdir():
@@ -289,6 +303,8 @@ def test_a_card_that_contradicts_itself_is_refused() -> None:
         replace(Toy.card, sources=(Source(file="x.zip", urls=("https://example.org/x.zip",)),))
     with pytest.raises(UsageError, match=r"x\.zip has no URL"):
         replace(Toy.card, sources=(Source(file="x.zip", checksum=Checksum("0" * 64)),))
+    with pytest.raises(UsageError, match=r"clips has no URL\. Add one, or how to obtain it"):
+        replace(Toy.card, sources=(Source(file="clips", suffix=".mp4", urls=("https://example.org/clips",)),))
 
 
 def test_stratified_parts_cut_every_class_in_the_order_of_its_keys_digests() -> None:
