@@ -33,6 +33,9 @@ def decoded_audio(container: InputContainer, errors: list[str]) -> Iterator[Audi
 def _decoded(container: InputContainer, stream: AudioStream | VideoStream, errors: list[str]) -> Iterator[Any]:
     import av
 
+    if not stream.codec_context:  # None, whatever its type says, where FFmpeg does not know the codec
+        errors.append("unknown codec")
+        return
     stream.codec_context.thread_count = 1
     for packet in packets(container, stream, errors):
         try:

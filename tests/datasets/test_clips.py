@@ -107,6 +107,19 @@ def test_an_unreadable_file_gives_black_frames_no_sound_and_its_fault(
         assert re.match(fault, found)
 
 
+def test_a_stream_of_an_unknown_codec_is_a_fault_and_the_other_stream_is_read(tmp_path: Path) -> None:
+    write_video(tmp_path / "clip.mp4", 0, frames=30, codec="libx264", sound="aac")
+    content = (tmp_path / "clip.mp4").read_bytes()
+    (tmp_path / "blind.mp4").write_bytes(content.replace(b"avc1", b"nope"))
+    (tmp_path / "deaf.mp4").write_bytes(content.replace(b"mp4a", b"nope").replace(b"esds", b"none"))
+    frames, sound = segment_frames(tmp_path / "blind.mp4", 3, SIDE), read_track(tmp_path / "blind.mp4", 16_000)
+    assert frames.faults == ("1 packets are damaged (unknown codec)", "no frame can be decoded")
+    assert sound.faults == ()
+    frames, sound = segment_frames(tmp_path / "deaf.mp4", 3, SIDE), read_track(tmp_path / "deaf.mp4", 16_000)
+    assert sound.faults == ("1 packets are damaged (unknown codec)", "no samples")
+    assert frames.faults == ()
+
+
 def test_a_file_without_the_stream_that_is_asked_for_says_so(tmp_path: Path) -> None:
     write_video(tmp_path / "mute.mp4", 0, frames=3, codec="mpeg4", sound=None)
     write_wave(tmp_path / "only.wav", tone(0, 0.2, 16_000))
