@@ -46,11 +46,12 @@ def finite_batches(data: TaskData) -> str:
 
 
 def normalised(data: TaskData) -> str:
-    """Un-augmented training data have mean 0 and standard deviation 1 per modality."""
+    """Un-augmented training data have mean 0, unless their zero is fixed, and standard deviation 1 per modality."""
     batches = list(data.parts["train"].batches(BATCH))
     for modality in data.modalities:
         values = torch.cat([batch.inputs[modality].flatten() for batch in batches])
-        mean, deviation = values.mean().item(), values.std().item()
+        mean = 0.0 if modality in data.signed else values.mean().item()
+        deviation = (values - mean).square().mean().sqrt().item()
         if abs(mean) > TOLERANCE or abs(deviation - 1) > TOLERANCE:
             return f"{modality}: mean {mean:.3f}, standard deviation {deviation:.3f}"
     return ""

@@ -153,7 +153,10 @@ class Part:
 
 @dataclass(frozen=True)
 class TaskData:
-    """A dataset under one named split; `digest` (sha256 hex) is equal when the prepared data are equal."""
+    """A dataset under one named split; `digest` (sha256 hex) is equal when the prepared data are equal.
+
+    `signed` modalities are normalised about the zero that their card fixes, and not about their mean.
+    """
 
     parts: Mapping[str, Part]
     modalities: tuple[str, ...]
@@ -161,6 +164,7 @@ class TaskData:
     classes: tuple[str, ...]
     domains: tuple[str, ...]
     digest: str
+    signed: tuple[str, ...] = ()
 
 
 def load(dataset: str, split: str | None = None, device: torch.device | str = "cpu") -> TaskData:
@@ -172,7 +176,7 @@ def load(dataset: str, split: str | None = None, device: torch.device | str = "c
     split = split or entry.card.default_split
     if split not in entry.card.splits:
         raise unknown_name(f"split of dataset {dataset!r}", split, entry.card.splits)
-    return place(obtain(dataset), split, device, entry.augment)
+    return replace(place(obtain(dataset), split, device, entry.augment), signed=tuple(entry.card.zeros))
 
 
 def place(prepared: Prepared, split: str, device: torch.device | str, augmentation: Augment | None = None) -> TaskData:

@@ -147,7 +147,11 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetCard:
-    """What a dataset is: terms, classes, shapes per sample, named splits with their reasons, and sources."""
+    """What a dataset is: terms, classes, shapes per sample, named splits with their reasons, and sources.
+
+    `zeros` gives the stored value that means zero in a modality whose sign counts, as that of motion does: it is
+    normalised to 0, so that a change of sign stays one. The other modalities are normalised to mean 0.
+    """
 
     name: str
     title: str
@@ -159,11 +163,14 @@ class DatasetCard:
     default_split: str
     domains: tuple[str, ...] = ()
     sources: tuple[Source, ...] = ()
+    zeros: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse a card that contradicts itself, before anything is fetched."""
         if self.default_split not in self.splits:
             raise unknown_name(f"default split of dataset {self.name!r}", self.default_split, self.splits)
+        for modality in self.zeros.keys() - self.shapes.keys():
+            raise unknown_name(f"zero in dataset {self.name!r} of the modality", modality, self.shapes)
         for source in self.sources:
             if not (source.checksum or source.manifest or source.suffix):
                 raise UsageError(f"Dataset {self.name!r}: {source.file} has no checksum. Add one, or a manifest.")

@@ -154,7 +154,9 @@ class PreparedWriter:
                 split: SplitMeta(
                     counts={part: int((parts == part).sum()) for part in PARTS},
                     normalisation={
-                        name: fit_normalisation(array, np.unique(index.rows[name][parts == "train"]))
+                        name: fit_normalisation(
+                            array, np.unique(index.rows[name][parts == "train"]), zero=card.zeros.get(name)
+                        )
                         for name, array in arrays.items()
                     },
                     census={part: dict(numbers) for part, numbers in self._census.get(split, {}).items()},
@@ -170,16 +172,21 @@ class PreparedWriter:
         return meta
 
 
-def fit_normalisation(array: NDArray[Any], rows: Rows, largest: int = 4_000_000) -> Normalisation:
+def fit_normalisation(
+    array: NDArray[Any], rows: Rows, largest: int = 4_000_000, *, zero: float | None = None
+) -> Normalisation:
     """Return mean and standard deviation (ddof 0) over all values of the given rows, in double precision.
 
-    They are summed over blocks of at most 256 rows and, but for single rows, `largest` values. A constant array gets
-    the standard deviation 1, so that it normalises to zeros.
+    With a `zero`, that is taken for the mean and the deviation is about it. They are summed over blocks of at most 256
+    rows and, but for single rows, `largest` values. A constant array gets the standard deviation 1, so that it
+    normalises to zeros.
     """
     block = max(1, min(256, largest // int(np.prod(array.shape[1:]))))
     blocks = [rows[start : start + block] for start in range(0, len(rows), block)]
     count = len(rows) * int(np.prod(array.shape[1:]))
-    mean = sum(float(array[part].sum(dtype=np.float64)) for part in blocks) / count
+    mean = zero
+    if mean is None:
+        mean = sum(float(array[part].sum(dtype=np.float64)) for part in blocks) / count
     variance = sum(float(np.square(array[part].astype(np.float64) - mean).sum()) for part in blocks) / count
     return Normalisation(mean=mean, std=variance**0.5 or 1.0)
 

@@ -128,6 +128,11 @@ def test_normalisation_of_many_blocks_equals_numpy_and_of_a_constant_has_deviati
     assert fit_normalisation(np.full((4, 2), 5.0), np.arange(4)).std == 1.0
 
 
+def test_normalisation_about_a_fixed_zero_keeps_it_and_takes_the_deviation_from_there() -> None:
+    fitted = fit_normalisation(np.array([[125.0], [131.0], [137.0]]), np.array([0, 1]), zero=128)
+    assert (fitted.mean, fitted.std) == (128, 3)
+
+
 def test_changing_a_mapped_array_never_reaches_the_file(tmp_path: Path) -> None:
     prepared = write(tmp_path)
     prepared.array("sound")[:] = 0
@@ -299,6 +304,10 @@ def test_a_dataset_with_sources_is_never_prepared_unasked(tmp_path: Path, monkey
 def test_a_card_that_contradicts_itself_is_refused() -> None:
     with pytest.raises(UsageError, match=r"Unknown default split of dataset 'toy' 'plane'\. Did you mean 'plain'"):
         replace(Toy.card, default_split="plane")
+    with pytest.raises(
+        UsageError, match=r"Unknown zero in dataset .toy. of the modality .sounds.\. Did you mean .sound."
+    ):
+        replace(Toy.card, zeros={"sounds": 128})
     with pytest.raises(UsageError, match=r"x\.zip has no checksum"):
         replace(Toy.card, sources=(Source(file="x.zip", urls=("https://example.org/x.zip",)),))
     with pytest.raises(UsageError, match=r"x\.zip has no URL"):
