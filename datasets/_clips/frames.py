@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,8 +21,24 @@ SIDE = 224
 
 
 @dataclass(frozen=True)
+class Pixels:
+    """What frames are converted to: FFmpeg's name of it, its channels, and the level of a frame that is not there."""
+
+    format: str
+    channels: int
+    blank: int = 0
+
+    def blanks(self, count: int, side: int = SIDE) -> NDArray[np.uint8]:
+        """Return `count` frames (channels, count, side, side) that stand for those of a broken file."""
+        return np.full((self.channels, count, side, side), self.blank, np.uint8)
+
+
+RGB = Pixels("rgb24", 3)
+
+
+@dataclass(frozen=True)
 class Frames:
-    """Frames (3, T, side, side) as uint8 RGB, the video's length in seconds and what was wrong with it."""
+    """Frames (channels, T, side, side) as uint8, the video's length in seconds and what was wrong with it."""
 
     images: NDArray[np.uint8]
     seconds: float
@@ -33,38 +50,44 @@ def segment_centres(seconds: float, count: int) -> list[float]:
     return [(number + 0.5) * seconds / count for number in range(count)]
 
 
-def segment_frames(file: Path, count: int, side: int = SIDE) -> Frames:
+def segment_frames(file: Path | bytes, count: int, side: int = SIDE, pixels: Pixels = RGB) -> Frames:
     """Return the frames shown in the middle of `count` equal segments of a video; see `frames_at`."""
-    return _read(file, count, lambda seconds: segment_centres(seconds, count), side)
+    return _read(file, count, lambda seconds: segment_centres(seconds, count), side, pixels)
 
 
-def frames_at(file: Path, times: Sequence[float], side: int = SIDE) -> Frames:
-    """Return the frames shown at `times` (seconds from the start, ascending).
+def frames_at(file: Path | bytes, times: Sequence[float], side: int = SIDE, pixels: Pixels = RGB) -> Frames:
+    """Return the frames shown at `times` (seconds from the start, ascending); `file` may be the bytes of one.
 
-    Shown is the last decodable frame up to a time; before the first, that one. Without any, all are black. A fault of
-    the file never raises: it is named in `faults`.
+    Frames are RGB unless `pixels` says otherwise. Shown is the last decodable frame up to a time; before the first,
+    that one. Without any, all are blank. A fault of the file never raises: it is named in `faults`.
     """
-    return _read(file, len(times), lambda _: times, side)
+    return _read(file, len(times), lambda _: times, side, pixels)
 
 
-def _read(file: Path, count: int, choose: Callable[[float], Sequence[float]], side: int) -> Frames:
+def _read(
+    file: Path | bytes, count: int, choose: Callable[[float], Sequence[float]], side: int, pixels: Pixels
+) -> Frames:
     import av
 
-    black = np.zeros((3, count, side, side), np.uint8)
+    blanks = pixels.blanks(count, side)
     try:
-        with av.open(str(file)) as container:
+        with av.open(_openable(file), "r") as container:
             if not container.streams.video:
-                return Frames(black, 0.0, ("no video stream",))
+                return Frames(blanks, 0.0, ("no video stream",))
             start, seconds, stamps = _extent(container)
-        with av.open(str(file)) as container:
+        with av.open(_openable(file), "r") as container:
             shown, faults = _shown(container, [start + time for time in choose(seconds)])
     except (av.FFmpegError, OSError) as error:
-        return Frames(black, 0.0, (f"unreadable ({type(error).__name__})",))
+        return Frames(blanks, 0.0, (f"unreadable ({type(error).__name__})",))
     if not shown:
-        return Frames(black, seconds, (*faults, "no frame can be decoded"))
+        return Frames(blanks, seconds, (*faults, "no frame can be decoded"))
     if stamps < count:
         faults = (*faults, f"{stamps} frame{'s' if stamps > 1 else ''} instead of at least {count}")
-    return Frames(np.stack([_resized(frame, side) for frame in shown], axis=1), seconds, faults)
+    return Frames(np.stack([_resized(frame, side, pixels) for frame in shown], axis=1), seconds, faults)
+
+
+def _openable(file: Path | bytes) -> BytesIO | str:
+    return BytesIO(file) if isinstance(file, bytes) else str(file)
 
 
 def _extent(container: InputContainer) -> tuple[float, float, int]:
@@ -104,11 +127,11 @@ def _stamp(presentation: int | None, decoding: int | None) -> int | None:
     return decoding if presentation is None else presentation
 
 
-def _resized(frame: VideoFrame, side: int) -> NDArray[np.uint8]:
-    """Return a frame as (3, side, side), bilinear over the whole area that a pixel covers."""
+def _resized(frame: VideoFrame, side: int, pixels: Pixels) -> NDArray[np.uint8]:
+    """Return a frame as (channels, side, side), bilinear over the whole area that a pixel covers."""
     from av.video.reformatter import Interpolation
 
     # Bit-exact arithmetic: the same frames, and so the same digest, on every processor.
     exact = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
-    small = frame.reformat(side, side, "rgb24", interpolation=exact, threads=1)
-    return np.ascontiguousarray(small.to_ndarray().transpose(2, 0, 1))
+    small = frame.reformat(side, side, pixels.format, interpolation=exact, threads=1)
+    return np.ascontiguousarray(small.to_ndarray().reshape(side, side, pixels.channels).transpose(2, 0, 1))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.functional import resized_crop
 
-from datasets._clips.frames import Frames, frames_at, segment_centres, segment_frames
+from datasets._clips.frames import Frames, Pixels, frames_at, segment_centres, segment_frames
 from datasets._clips.pool import decode_all
 from datasets._clips.report import problem_report
 from datasets._clips.sound import Sound, filter_bank, log_spectrogram, read_track, read_wave
@@ -47,6 +47,24 @@ def test_frames_at_given_times_are_the_last_ones_shown_up_to_them(tmp_path: Path
     write_video(tmp_path / "clip.mp4", 0, frames=20, codec="mpeg4", sound=None)
     found = frames_at(tmp_path / "clip.mp4", [0.0, 5.9 / FRAME_RATE, 6.1 / FRAME_RATE, 99.0])
     assert [round(edge / 4) for edge in left_edges(found)] == [0, 5, 6, 19]
+
+
+def test_the_bytes_of_a_video_give_the_frames_of_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "clip.avi"
+    write_video(file, 0, frames=12, codec="mpeg4")
+    found, expected = segment_frames(file.read_bytes(), 3), segment_frames(file, 3)
+    assert np.array_equal(found.images, expected.images)
+    assert (found.seconds, found.faults) == (expected.seconds, expected.faults)
+
+
+@pytest.mark.parametrize("content", [None, b"no video"])
+def test_frames_of_other_pixels_than_rgb_have_their_channels_and_their_blank(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    write_video(tmp_path / "clip.avi", 0, frames=12, codec="mpeg4")
+    found = segment_frames(content or tmp_path / "clip.avi", 3, pixels=Pixels("gray", 1, blank=128))
+    assert found.images.shape == (1, 3, 224, 224)
+    assert (found.images == 128).all() == bool(content) == bool(found.faults)
 
 
 def test_segment_centres_are_evenly_spaced() -> None:
