@@ -1,0 +1,139 @@
+"""Human actions in frames and optical flow: the 51 classes of UCF101 that are not in UCF50."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from benchmark.dataset import Checksum, Dataset, DatasetCard, Source
+from datasets._clips.pool import decode_all
+from datasets._clips.report import problem_report
+from datasets.ucf51 import clips, lists
+from datasets.ucf51.archives import read_zip
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from benchmark.preparation import PreparedWriter
+
+VIDEOS, LISTS, FLOW = "UCF101_videos.zip", "UCF101TrainTestSplits-RecognitionTask.zip", "ucf101_flow_mp4.tar.gz"
+MULTIOOD = "https://huggingface.co/datasets/hdong51/MultiOOD/resolve/1b6b7e6560df27c7b87f7b9c7c0831a340449129"
+
+# In the order of UCF101's own numbers.
+CLASSES = """
+ApplyEyeMakeup ApplyLipstick Archery BabyCrawling BalanceBeam BandMarching BasketballDunk BlowDryHair BlowingCandles
+BodyWeightSquats Bowling BoxingPunchingBag BoxingSpeedBag BrushingTeeth CliffDiving CricketBowling CricketShot
+CuttingInKitchen FieldHockeyPenalty FloorGymnastics FrisbeeCatch FrontCrawl Haircut Hammering HammerThrow
+HandstandPushups HandstandWalking HeadMassage IceDancing Knitting LongJump MoppingFloor ParallelBars PlayingCello
+PlayingDaf PlayingDhol PlayingFlute PlayingSitar Rafting ShavingBeard Shotput SkyDiving SoccerPenalty StillRings
+SumoWrestling Surfing TableTennisShot Typing UnevenBars WallPushups WritingOnBoard
+"""
+
+
+class UCF51(Dataset):
+    """6,845 clips of 51 actions, cut from 25 groups of videos per class.
+
+    Clips of one group are near duplicates. The splits `official1` and `paper-size` keep groups apart; `random80` does
+    not and shows what that is worth: its accuracy is no measure of recognising an action.
+    """
+
+    card: ClassVar[DatasetCard] = DatasetCard(
+        name="ucf51",
+        title="UCF-51: human actions in frames and optical flow",
+        licence="for research; the authors' page names no licence, and asks for no form",
+        citation="Soomro, Zamir and Shah, UCF101: A Dataset of 101 Human Actions Classes From Videos in The Wild, "
+        "CRCV-TR-12-01, 2012, arXiv:1212.0402; flow: Dong, Zhao, Chatzi and Fink, MultiOOD, NeurIPS 2024",
+        shapes={"video": (3, 3, 224, 224), "flow": (2, 3, 224, 224)},
+        classes=tuple(CLASSES.split()),
+        splits={
+            "official1": "the first official lists (4,901/1,944): groups 1-7 are test; groups 24 and 25 of training "
+            "are held out for validation",
+            "paper-size": "as many clips as in RGM (5,466/1,379), whose list is not public: groups 1, 2, 3, 9 and 15 "
+            "are test, one of 924 choices of these sizes; groups 24 and 25 of training are held out for validation",
+            "random80": "the same sizes in hash order whatever the group, to show the leak: near duplicates of test "
+            "clips are in training",
+        },
+        default_split="official1",
+        sources=(
+            Source(
+                file=VIDEOS,
+                urls=(f"https://storage.googleapis.com/thumos14_files/{VIDEOS}",),
+                checksum=Checksum("dabf56f573cd19c79e096563529fec8126a2a34e18e10c72eb621dd687532b0d", 6_960_400_115),
+            ),
+            Source(
+                file=LISTS,
+                urls=(
+                    f"https://www.crcv.ucf.edu/data/UCF101/{LISTS}",
+                    f"https://www.crcv.ucf.edu/wp-content/uploads/2019/03/{LISTS}",
+                ),
+                checksum=Checksum("5c0d1a53b8ed364a2ac830a73f405e51bece7d98ce1254fd19ed4a36b224bd27", 113_943),
+            ),
+            Source(
+                file=FLOW,
+                urls=(f"{MULTIOOD}/{FLOW}",),
+                checksum=Checksum("d8f43489f760263b20cc0309b1d8431706c1e63983d4a236312e3da5a02bbe03", 2_655_599_178),
+            ),
+        ),
+        zeros={"flow": clips.STILL},
+    )
+
+    def prepare(self, raw: Path, out: PreparedWriter) -> None:
+        """Store three frames and three flow pairs of every listed clip, whatever is wrong with it, and report that."""
+        train, test = lists.read_lists(raw / LISTS, self.card.classes)
+        labels = train | test
+        names = sorted(labels)
+        files = zip(names, read_zip(raw / VIDEOS, [f"{name}.avi" for name in names]), strict=True)
+        pairs = clips.flow_files(raw / FLOW, names)
+        videos, _ = _store(out, "video", len(names), decode_all(clips.decode_video, files, clips.crashed_video))
+        flows, level = _store(out, "flow", len(names), decode_all(clips.decode_flow, pairs, clips.crashed_flow))
+        splits = {
+            "official1": lists.group_parts(names, test.keys()),
+            "paper-size": lists.group_parts(names, {name for name in names if lists.group(name) in lists.PAPER_GROUPS}),
+            "random80": lists.shuffled_parts(names),
+        }
+        # Flow is stored in the order of its archive, which is read as a stream.
+        row_of = {clip: row for row, clip in enumerate(flows)}
+        out.samples(
+            names,
+            [labels[name] for name in names],
+            splits=splits,
+            rows={"flow": [row_of[name] for name in names]},
+        )
+        out.say(f"flow: median level {level}, {clips.STILL} is no motion")
+        by_name = {split: dict(zip(names, parts, strict=True)) for split, parts in splits.items()}
+        faults = {name: clips.all_faults(videos[name], flows[name]) for name in names}
+        missing = {name for name in names if clips.NO_FILE in videos[name].faults}
+        for line in problem_report(by_name, faults, missing):
+            out.say(line)
+
+    def augment(self, inputs: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """Crop and mirror frames and flow of every sample alike; what moves right then moves left.
+
+        Horizontal flow changes its sign, which is exact after normalisation too: the card fixes its zero, so that it is
+        only scaled. A crop does not change how fast anything moves.
+        """
+        from datasets._clips.views import draw_views
+
+        video, flow = inputs["video"], inputs["flow"]
+        views = draw_views(len(video), video.shape[-1], generator)
+        flow = views.apply(flow)
+        flow[:, 0] *= (1 - 2 * views.mirrored.to(flow)).view(-1, 1, 1, 1)
+        return {**inputs, "video": views.apply(video), "flow": flow}
+
+
+def _store(
+    out: PreparedWriter, modality: str, count: int, decoded: Iterable[clips.Decoded]
+) -> tuple[dict[str, clips.Note], int]:
+    """Write images in the order they come; returns each clip's note, in that order, and the median of all levels."""
+    notes = {}
+    levels = np.zeros(256, np.int64)
+    with out.rows(modality, count, np.uint8) as rows:
+        for clip in decoded:
+            rows.write(clip.images[None])
+            notes[clip.note.clip] = clip.note
+            levels += np.bincount(clip.images.ravel(), minlength=256)
+    return notes, int(np.searchsorted(levels.cumsum(), levels.sum() / 2))
