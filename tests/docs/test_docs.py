@@ -211,7 +211,7 @@ def test_the_sources_shown_for_a_dataset_make_a_card_and_are_found_in_a_mirror(t
         def prepare(self, raw: Path, out: PreparedWriter) -> None:
             raise NotImplementedError
 
-    assert [bool(source.checksum or source.manifest) for source in sources] == [True] * 3
+    assert [bool(source.checksum or source.manifest or source.suffix) for source in sources] == [True] * 4
     mirror = tmp_path / "mirror"
     (mirror / "recordings").mkdir(parents=True)
     (mirror / "recordings/recordings.zip").write_bytes(b"test")
