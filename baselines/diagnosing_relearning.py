@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -13,10 +14,20 @@ from torch import Tensor
 from benchmark.method import Intervention, Method, MethodInfo, MethodOptions, Passes, Plan, option, reading
 
 if TYPE_CHECKING:
+    from threadpoolctl import ThreadpoolController
+
     from benchmark.context import Context
     from benchmark.data import Part
     from benchmark.model import MultimodalModel
     from benchmark.task import Task
+
+
+@cache
+def _thread_pools() -> ThreadpoolController:
+    """Return the controller of the thread pools in this process, found once: the search takes as long as a k-means."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
 
 
 def cluster(features: Tensor, clusters: int) -> Tensor:
@@ -28,11 +39,10 @@ def cluster(features: Tensor, clusters: int) -> Tensor:
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.preprocessing import MinMaxScaler
-    from threadpoolctl import threadpool_limits
 
     scaled = MinMaxScaler((-1, 1)).fit_transform(features.detach().float().cpu().numpy())
     means = KMeans(min(clusters, len(scaled)), n_init=10, random_state=0)
-    with threadpool_limits(1), warnings.catch_warnings():
+    with _thread_pools().limit(limits=1), warnings.catch_warnings():
         # A dead encoder has fewer distinct features than classes: its few clusters are the answer.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return torch.as_tensor(means.fit_predict(scaled)).long()
