@@ -45,19 +45,21 @@ def combine(
     rescale: Rescale = "tensor",
 ) -> list[Tensor]:
     """Return one encoder's update: Pareto direction, at least the norm of the plain sum, times gamma."""
-    share = pareto_weight(flatten(multimodal), flatten(unimodal))
-    mixed = [2 * share * a + 2 * (1 - share) * b for a, b in zip(multimodal, unimodal, strict=True)]
-    plain = [a + b for a, b in zip(multimodal, unimodal, strict=True)]
+    pair = list(multimodal), list(unimodal)
+    share = pareto_weight(*map(flatten, pair))
+    mixed = torch._foreach_mul(pair[0], 2 * share)
+    torch._foreach_add_(mixed, torch._foreach_mul(pair[1], 2 * (1 - share)))
+    plain = torch._foreach_add(*pair)
     if rescale == "encoder":
-        ratio = _norm_ratio(flatten(plain), flatten(mixed))
-        return [gamma * ratio * h for h in mixed]
-    return [gamma * _norm_ratio(t, h) * h for t, h in zip(plain, mixed, strict=True)]
+        ratio = _norm_ratio(flatten(plain).norm(), flatten(mixed).norm())
+        return list(torch._foreach_mul(mixed, gamma * ratio))
+    norms = (torch.stack(torch._foreach_norm(tensors)) for tensors in (plain, mixed))
+    return list(torch._foreach_mul(mixed, (gamma * _norm_ratio(*norms)).unbind()))
 
 
 def _norm_ratio(plain: Tensor, mixed: Tensor) -> Tensor:
-    """Return max(1, ||plain|| / ||mixed||); 1 where `mixed` vanishes, as in a tensor without gradient."""
-    norm = mixed.norm()
-    return torch.where(norm > NEGLIGIBLE_NORM, plain.norm() / norm, 1.0).clamp_min(1.0)
+    """Return max(1, plain / mixed) of norms; 1 where `mixed` vanishes, as in a tensor without gradient."""
+    return torch.where(mixed > NEGLIGIBLE_NORM, plain / mixed, 1.0).clamp_min(1.0)
 
 
 class MMPareto(Method):
