@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 import torch
 
 from benchmark import seeding
-from benchmark.conformance import Outcome, Record
+from benchmark.conformance import Record
+from benchmark.conformance_trial import Outcome
 from benchmark.data import Batch, Part, TaskData, load
 from benchmark.errors import DataError
 from benchmark.registry import DATASETS

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from benchmark.backbones import Backbone
 from benchmark.data import Part
+from benchmark.fusion import Concat, Fusion
 from benchmark.protocol import Optimizer, Protocol
 from benchmark.task import Task
 
@@ -49,7 +50,37 @@ class Tiny(Backbone):
         return features
 
 
-def check_task(modalities: int, widths: Widths) -> Task:
+class TinyTransformer(nn.Module):
+    """Patch embedding, class token and one block of attention: the parameters that only transformers have."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.patches = nn.Conv2d(1, width, 2, stride=2)
+        self.class_token = nn.Parameter(torch.randn(1, 1, width) / 4)
+        self.positions = nn.Parameter(torch.randn(1, 1 + 4, width) / 4)
+        # Without dropout: a method may pass the same batch twice and compare.
+        self.block = nn.TransformerEncoderLayer(width, 2, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Map `(B, 1, 4, 4)` to the class token's last state `(B, width)`."""
+        patches = self.patches(inputs).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.class_token.expand(len(inputs), -1, -1), patches], dim=1) + self.positions
+        features: Tensor = self.norm(self.block(tokens)[:, 0])
+        return features
+
+
+class Encoder(Enum):
+    """Architectures of the check task's encoders."""
+
+    CONVOLUTION = Tiny
+    TRANSFORMER = TinyTransformer
+
+
+def check_task(
+    modalities: int, widths: Widths, fusion: type[Fusion] = Concat, encoder: Encoder = Encoder.CONVOLUTION
+) -> Task:
     """Return a task with `modalities` modalities."""
     names = [f"m{number}" for number in range(modalities)]
     by_name = dict(zip(names, widths.value, strict=False))
@@ -57,7 +88,8 @@ def check_task(modalities: int, widths: Widths) -> Task:
         shapes=dict.fromkeys(names, _SHAPE),
         classes=CLASSES,
         epochs=EPOCHS,
-        backbone=lambda modality, _shape: Tiny(by_name[modality]),
+        backbone=lambda modality, _shape: encoder.value(by_name[modality]),
+        fusion=fusion,
     )
 
 

@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from baselines import cggm
 from baselines.cggm import CGGM, accuracies, direction_loss, factors
-from benchmark.conformance import Outcome, Trial, resumes_bit_for_bit
+from benchmark.conformance import resumes_bit_for_bit
+from benchmark.conformance_trial import Finding, Outcome, Trial
 from benchmark.context import Context
 from benchmark.data import Batch, Part
 from benchmark.diagnostics import PassCounter
@@ -284,7 +285,7 @@ class TestReadings:
 
     @pytest.mark.parametrize("options", [{"interval": "epoch"}, {"direction": "gradients"}, {"form": "bounded"}])
     def test_every_reading_resumes_bit_for_bit(self, options: dict[str, str]) -> None:
-        assert resumes_bit_for_bit(Trial(CGGM, options, modalities=3)) == (Outcome.PASSED, "")
+        assert resumes_bit_for_bit(Trial(CGGM, options, modalities=3)) == Finding(Outcome.PASSED)
 
     def test_a_summing_fusion_compares_every_classifier_with_the_whole_head(self) -> None:
         method, ctx, (batch, _) = prepare(chosen=task(Sum, a=4, b=4))

@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmark.conformance import Outcome, check_registered
+from benchmark.conformance import check_registered
 from benchmark.conformance_dataset import CHECKS, check_dataset
+from benchmark.conformance_trial import Outcome
 from benchmark.data import Batch, Part, TaskData
 from benchmark.registry import DATASETS
 

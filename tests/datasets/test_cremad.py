@@ -17,8 +17,8 @@ import yaml
 from torch import Tensor, nn
 
 from baselines.joint import Joint
-from benchmark.conformance import Outcome
 from benchmark.conformance_dataset import check_dataset
+from benchmark.conformance_trial import Outcome
 from benchmark.data import load
 from benchmark.dataset import PARTS, Verification
 from benchmark.download import Patience
