@@ -11,9 +11,11 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from benchmark.backbones import Backbone
 from benchmark.bench import clock, ratio
 from benchmark.conformance_trial import Cost, Finding, Outcome, Trial
 from benchmark.data import Part
+from benchmark.errors import EquipoiseError
 from benchmark.method import Method, Plan
 from benchmark.protocol import Optimizer, Protocol
 from benchmark.task import Task
@@ -32,8 +34,8 @@ _SHAPE = (1, 16, 16)
 _SEED = 0
 
 
-class Convolutions(nn.Module):
-    """Six 3 x 3 convolutions of 32 channels on maps of 16 x 16: 46,000 parameters, 12 million products per sample.
+class Convolutions(Backbone):
+    """Two stages of three 3 x 3 convolutions with 32 channels on 16 x 16 maps: 46,000 parameters, 12 million products.
 
     Its backward costs two forwards, as `Passes.relative` assumes (measured on a CPU: 2.0). The first layer, which needs
     no gradient of its input, is cheap because it has one input channel. Wider maps leave the cache, and the forward
@@ -41,23 +43,28 @@ class Convolutions(nn.Module):
     """
 
     width = 32
+    stage_widths = (32, 32)
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(nn.Conv2d(channels, 32, 3, padding=1) for channels in (1, *[32] * 5))
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__(shape)
+        convolutions = (nn.Conv2d(channels, 32, 3, padding=1) for channels in (shape[0], *[32] * 5))
+        layers = [layer for convolution in convolutions for layer in (convolution, nn.ReLU())]
+        self.stages = nn.ModuleList([nn.Sequential(*layers[:6]), nn.Sequential(*layers[6:])])
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Map `(B, 1, 16, 16)` to `(B, 32)`."""
-        hidden = inputs
-        for layer in self.layers:
-            hidden = torch.relu(layer(hidden))
+    def stage(self, number: int, hidden: Tensor) -> Tensor:
+        """Map `(B, c, 16, 16)` to `(B, 32, 16, 16)`."""
+        mapped: Tensor = self.stages[number](hidden)
+        return mapped
+
+    def pool(self, hidden: Tensor) -> Tensor:
+        """Map `(B, 32, 16, 16)` to its means `(B, 32)`."""
         return hidden.mean((2, 3))
 
 
 def cost_task(modalities: int) -> Task:
     """Return the task whose encoders are its cost."""
     shapes = {f"m{number}": _SHAPE for number in range(modalities)}
-    return Task(shapes, CLASSES, EPOCHS, lambda _modality, _shape: Convolutions())
+    return Task(shapes, CLASSES, EPOCHS, lambda _modality, shape: Convolutions(shape))
 
 
 def batch_size() -> int:
@@ -95,6 +102,10 @@ def measured_cost(trial: Trial, rounds: int = ROUNDS) -> Cost:
 
 def cost_as_declared(trial: Trial) -> Finding:
     """A step costs what the declared passes predict, in multiples of joint training's."""
+    try:
+        trial.build(cost_task(trial.modalities))
+    except EquipoiseError as error:
+        return Finding(Outcome.REFUSED, str(error))
     cost = measured_cost(trial)
     within = abs(cost.deviation) <= COST_TOLERANCE
     reason = str(cost) if within else f"{cost}, which is more than {COST_TOLERANCE:.0%} off"

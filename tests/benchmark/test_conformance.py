@@ -21,7 +21,7 @@ from benchmark.registry import FUSIONS, METHODS
 CONFORMING = {Outcome.PASSED, Outcome.REFUSED, Outcome.NOT_APPLICABLE}
 OPTIONAL = {"no-op", "distinguishable"}
 """Checks that may have nothing to apply to."""
-TASK_VARIATIONS = {"one modality", "three modalities", "unequal widths"}
+TASK_VARIATIONS = {"one modality", "three modalities", "unequal widths", "transformer"}
 """Checks that a method may refuse."""
 TIMED = {"cost"}
 """Checks that take a clock, and seconds."""

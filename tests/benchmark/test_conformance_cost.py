@@ -65,7 +65,7 @@ def test_a_process_that_sleeps_costs_nothing_on_the_cpu() -> None:
 
 
 def test_the_encoder_of_the_cost_check_has_few_parameters() -> None:
-    assert sum(parameter.numel() for parameter in Convolutions().parameters()) == 46_560
+    assert sum(parameter.numel() for parameter in Convolutions((1, 16, 16)).parameters()) == 46_560
     assert cost_task(2).widths == {"m0": 32, "m1": 32}
 
 
