@@ -197,7 +197,7 @@ class AGM(Method):
         for extra in (own, zero):
             ctx.encoder_backward(extra, {m: leaf.grad for m, leaf in extra.features.items() if leaf.grad is not None})
         if self.options.clip is not None:
-            clip_(ctx.model.parameters(), ctx.model.head.weight, self.options.clip)
+            clip_(ctx.model.parameters(), ctx.model.output.weight, self.options.clip)
         for name, value in zip(names, kappa, strict=True):
             ctx.note(f"coefficient of {name}", value)
         ctx.update(loss)

@@ -165,6 +165,7 @@ class ARM(Method):
         interventions=frozenset({Intervention.FORWARD}),
         changes=frozenset({"encoders", "fusion", "head"}),
         equal_widths=True,
+        linear_head=True,
     )
 
     class Options(MethodOptions):

@@ -129,6 +129,11 @@ class CGGM(Method):
     @classmethod
     def refuses(cls, options: Options, task: Task) -> str | None:
         """Return why the fused head has no slice of a classifier's shape."""
+        if options.direction_weight > 0 and task.hidden is not None:
+            return (
+                "compares each classifier with its slice of a linear head, and the protocol's has a hidden layer of "
+                f"{task.hidden}; use direction_weight=0"
+            )
         with torch.device("meta"):
             found = task.fusion(task.widths).part_widths
         if found != task.widths:
@@ -161,7 +166,7 @@ class CGGM(Method):
         # Clears all gradients, so it comes before the model's own backward.
         self._train_classifiers(forward, loss, batch, ctx)
         gradients = ctx.feature_gradients(forward, loss)
-        weight = ctx.model.head.weight
+        weight = ctx.model.output.weight
         if pull is not None and weight.grad is not None:
             weight.grad.add_(pull.to(weight), alpha=self.options.direction_weight)
         if self.factors is not None:
@@ -197,7 +202,7 @@ class CGGM(Method):
 
     def _pull(self, loss: Tensor, alone: Mapping[str, Tensor], weights: Tensor, model: MultimodalModel) -> Tensor:
         """Return the direction loss's gradient `(C, D)` in the fused head's weight; classifiers stay fixed."""
-        weight: Tensor = model.head.weight
+        weight: Tensor = model.output.weight
         heads = dict(model.unimodal_heads.named_parameters())
         own: dict[str, Tensor] = {m: heads[f"{m}.weight"] for m in model.modalities}
         fused: Tensor = weight

@@ -168,7 +168,7 @@ class InfoReg(Method):
 
     def start_epoch(self, ctx: Context) -> None:
         """Find out which modalities may be held back, and keep their encoders' weights as anchors."""
-        modalities, device = ctx.model.modalities, ctx.model.head.weight.device
+        modalities, device = ctx.model.modalities, ctx.train.labels.device
         memory = max(1, round(self.options.memory * ctx.epochs))
         strengths = []
         for m in modalities:

@@ -9,7 +9,7 @@ from benchmark.method import Method, MethodInfo
 
 
 class Joint(Method):
-    """Plain training of all modalities with one fused loss."""
+    """Plain training of all modalities with one fused loss; over several domains, empirical risk minimisation."""
 
     info = MethodInfo(
         title="Joint training",
@@ -24,3 +24,4 @@ class Joint(Method):
         min_modalities=1,
     )
     noop: ClassVar[Mapping[str, object] | None] = {}
+    adversarial: ClassVar[bool] = False

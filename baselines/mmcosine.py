@@ -85,6 +85,7 @@ class MMCosine(Method):
         category="imbalance",
         interventions=frozenset({Intervention.FORWARD}),
         changes=frozenset({"encoders", "fusion", "head"}),
+        linear_head=True,
     )
 
     # Scripts in the repository, concat fusion.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ class Unimodal(Method):
         changes=frozenset({"encoders", "fusion", "head"}),
         min_modalities=1,
     )
+
+    adversarial: ClassVar[bool] = False
 
     class Options(MethodOptions):
         """Which modality."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from benchmark import seeding
 from benchmark.diagnostics import Diagnostics, PassCounter
@@ -35,9 +36,17 @@ class Forward:
     the head's backward stops there and the encoders' backward starts with whatever gradient the method supplies.
     """
 
-    def __init__(self, model: MultimodalModel, encoded: dict[str, Tensor], autocast: Autocast, cut: bool) -> None:
+    def __init__(
+        self,
+        model: MultimodalModel,
+        encoded: dict[str, Tensor],
+        autocast: Autocast,
+        cut: bool,
+        domains: Tensor | None = None,
+    ) -> None:
         self.model = model
         self.encoded = encoded
+        self.domains = domains
         self._autocast = autocast
         self.features: dict[str, Tensor] = (
             {name: value.detach().to(_master(value)).requires_grad_() for name, value in encoded.items()}
@@ -130,6 +139,8 @@ class Context:
         self.epochs = run.plan.epochs
         self._diagnostics = diagnostics
         self._axis = axis
+        # What is trained aside measures something else, and shares or copies the run's discriminator.
+        self._hides_domain = model.discriminator is not None and not axis
         self._passes_over_data = 0
         self.lr = run.protocol.optimizer.lr
         self.steps = 0
@@ -163,8 +174,10 @@ class Context:
             group["lr"] = lr
 
     def reset_optimizer(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Replace the optimiser by a fresh one over these parameters alone."""
+        """Replace the optimiser by a fresh one over these parameters alone (and the run's discriminator)."""
         settings = self.run.protocol.optimizer
+        if self._hides_domain:
+            parameters = {**parameters, **self.model.parameters_under("discriminator.")}
         values = list(parameters.values())
         self.trained = tuple(parameters)
         self.optimizer: torch.optim.Optimizer
@@ -235,20 +248,37 @@ class Context:
 
     def forward(self, batch: Batch, only: Sequence[str] | None = None) -> Forward:
         """Encode a batch, all modalities or those in `only`, and cut the graph at the features."""
-        return Forward(self.model, self._encode(batch, only), self.run.autocast, cut=True)
+        return Forward(self.model, self._encode(batch, only), self.run.autocast, cut=True, domains=batch.domains)
+
+    def domain_loss(self, forward: Forward) -> Tensor | None:
+        """Return the discriminator's cross-entropy, reversed for the features; None where no domain is to be hidden."""
+        if not self._hides_domain or forward.domains is None:
+            return None
+        with self.run.autocast():
+            logits = self.model.domain_logits(forward.features, self.run.protocol.reversal)
+        return functional.cross_entropy(logits.to(_master(logits)), forward.domains)
 
     def feature_gradients(self, forward: Forward, loss: Tensor) -> dict[str, Tensor]:
-        """Run phase one: fill the gradients of fusion and heads, return each modality's d loss / d z_m `(B, d_m)`."""
-        loss.backward()
+        """Run phase one: fill the gradients of fusion and heads, return each modality's d loss / d z_m `(B, d_m)`.
+
+        Where the domain is to be hidden, the domain loss is part of `loss`.
+        """
+        domain = self.domain_loss(forward)
+        (loss if domain is None else loss + domain).backward()
         return self._observe(forward, self._collect(forward))
 
     def feature_gradients_per_loss(
-        self, forward: Forward, losses: Mapping[str, Tensor]
+        self, forward: Forward, losses: Mapping[str, Tensor], *, domain_apart: bool = False
     ) -> dict[str, dict[str, Tensor]]:
         """Run phase one for each loss alone; fusion and heads receive the gradient of the sum.
 
-        A modality that a loss does not reach is missing from that loss's gradients.
+        A modality that a loss does not reach is missing from that loss's gradients. Where the domain is to be hidden,
+        the domain loss is part of the first loss, or with `domain_apart` a last one of its own, named `domain`.
         """
+        domain = self.domain_loss(forward)
+        if domain is not None:
+            name = "domain" if domain_apart else next(iter(losses))
+            losses = {**losses, name: losses[name] + domain if name in losses else domain}
         result: dict[str, dict[str, Tensor]] = {}
         total: dict[str, Tensor] = {}
         for name, loss in losses.items():
@@ -395,7 +425,7 @@ def begin(
 ) -> C:
     """Return the context of a new run; parameters that the method does not train are frozen."""
     parameters = method.parameters(model)
-    trained = {id(parameter) for parameter in parameters.values()}
+    trained = {id(p) for p in (*parameters.values(), *model.parameters_under("discriminator.").values())}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in trained)
     plan = Plan(

@@ -166,6 +166,25 @@ class TaskData:
     digest: str
     signed: tuple[str, ...] = ()
 
+    def without(self, target: str) -> dict[str, Part]:
+        """Return the source domains' train and val parts, and the test part of the target domain alone.
+
+        Domain labels count the source domains; samples of the target have none. Raises DataError where a part has no
+        sample left.
+        """
+        number = self.domains.index(target)
+        sources = torch.tensor([place - (place > number) for place in range(len(self.domains))])
+        parts = {}
+        for name, part in self.parts.items():
+            assert part.domains is not None, "a dataset with domains labels every sample"
+            chosen = part.domains == number if name == "test" else part.domains != number
+            found = part.subset(chosen.nonzero().squeeze(1))
+            if not len(found):
+                raise DataError(f"No sample is left in {name} when domain {target!r} is left out. Use another target.")
+            kept = None if name == "test" else sources.to(part.labels.device)[found.domains]
+            parts[name] = replace(found, domains=kept)
+        return parts
+
 
 def load(dataset: str, split: str | None = None, device: torch.device | str = "cpu") -> TaskData:
     """Put a prepared dataset on a device once; `split` None is the dataset's default.

@@ -128,6 +128,7 @@ class MethodInfo:
     min_modalities: int = 2
     max_modalities: int | None = None
     equal_widths: bool = False
+    linear_head: bool = False
     fusions: frozenset[str] | None = None
 
 
@@ -137,6 +138,8 @@ class Method:
     info: ClassVar[MethodInfo]
     noop: ClassVar[Mapping[str, object] | None] = None
     """Options under which training equals joint training bit for bit, where the method has such a setting."""
+    adversarial: ClassVar[bool] = True
+    """Whether encoders also learn to hide the domain, where the protocol trains on several."""
     official: ClassVar[Mapping[str, Mapping[str, object]]] = {}
     """Options that the authors use on a dataset, by its name, where paper or code gives them."""
 
@@ -157,6 +160,10 @@ class Method:
             return f"takes at most {info.max_modalities} modalities, found {count} ({', '.join(task.modalities)})"
         if info.equal_widths and len(set(task.widths.values())) > 1:
             return f"needs encoders of equal width, found {task.widths}; use a backbone with one width"
+        if info.linear_head and task.hidden is not None:
+            return (
+                f"needs a linear head, found a hidden layer of {task.hidden} units; leave the protocol's `hidden` out"
+            )
         name = task.fusion.__name__.lower()
         if info.fusions is not None and name not in info.fusions:
             return f"works with fusion {' or '.join(sorted(info.fusions))}, found {name}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +22,29 @@ class Prediction:
     missing: dict[str, Tensor]
 
 
-class MultimodalModel(nn.Module):
-    """Any number of modalities with unequal widths, one fusion, one linear head.
+class _Reversal(torch.autograd.Function):
+    """The identity, whose gradient is turned around and scaled."""
 
-    `encoders` map a batch of their modality to features `(B, d_m)` and state d_m as `width`.
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, weight: float) -> Tensor:
+        ctx.weight = weight
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return -ctx.weight * gradient, None
+
+
+def perceptron(width: int, hidden: int, outputs: int) -> nn.Sequential:
+    """Build a map with one hidden layer and ReLU."""
+    return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+
+
+class MultimodalModel(nn.Module):
+    """Any number of modalities with unequal widths, one fusion, one head.
+
+    `encoders` map a batch of their modality to features `(B, d_m)` and state d_m as `width`. The head is linear unless
+    the task gives it a hidden layer. `discriminator`, where there is one, tells the domain from the fused vector.
     """
 
     def __init__(
@@ -37,6 +57,7 @@ class MultimodalModel(nn.Module):
         self.encoders = nn.ModuleDict(dict(encoders))
         self.fusion = fusion(self.widths)
         self.head = nn.Linear(self.fusion.width, classes)
+        self.discriminator: nn.Module | None = None
         # Last, so that methods with and without them share every earlier draw of the initialisation.
         self.unimodal_heads = nn.ModuleDict(
             {name: nn.Linear(width, classes) for name, width in self.widths.items()} if unimodal_heads else {}
@@ -67,13 +88,13 @@ class MultimodalModel(nn.Module):
     def unimodal_logits(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return logits `(B, C)` of each modality in `features` alone.
 
-        From its own head where the model has one; from its slice of the fused head, W_m part_m + b / M, where parts are
-        additive (these sum to the fused logits, OGM-GE Eq. 8); else from the fused head with the other modalities
-        zeroed.
+        From its own head where the model has one; from its slice of the fused head, W_m part_m + b / M, where that is
+        linear and parts are additive (these sum to the fused logits, OGM-GE Eq. 8); else from the fused head with the
+        other modalities zeroed.
         """
         if self.unimodal_heads:
             return {name: self.unimodal_heads[name](value) for name, value in features.items()}
-        if not self.fusion.additive:
+        if not (self.fusion.additive and isinstance(self.head, nn.Linear)):
             return {name: self.classify({name: value}) for name, value in features.items()}
         share = self.head.bias / len(self.modalities)
         parts = self.fusion.parts(self.completed(features))
@@ -81,6 +102,23 @@ class MultimodalModel(nn.Module):
             name: functional.linear(parts[name], self.head.weight[:, self.fusion.slices[name]], share)
             for name in features
         }
+
+    def domain_logits(self, features: Mapping[str, Tensor], reversal: float = 0.0) -> Tensor:
+        """Return the discriminator's logits `(B, domains)`; a modality missing from `features` counts as zeros.
+
+        What comes before the discriminator receives `-reversal` times the gradient.
+        """
+        assert self.discriminator is not None, "the model was built without a discriminator"
+        hidden = _Reversal.apply(self.fusion(self.completed(features)), reversal)  # type: ignore[no-untyped-call]
+        logits: Tensor = self.discriminator(hidden)
+        return logits
+
+    @property
+    def output(self) -> nn.Linear:
+        """The layer that gives the fused logits: the head, or its last layer."""
+        last = self.head if isinstance(self.head, nn.Linear) else self.head[-1]
+        assert isinstance(last, nn.Linear)
+        return last
 
     def answer(self, features: Mapping[str, Tensor]) -> Prediction:
         """Return the logits `(B, C)` of all features `(B, d_m)`, of each alone, and of all but each.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
@@ -107,6 +107,10 @@ class Protocol(Frozen):
     clip_norm: PositiveFloat | None = None
     split: str | None = Field(None, description="named split; None is the dataset's default")
     augment: bool = True
+    hidden: PositiveInt | None = Field(None, description="units of the head's hidden layer; None is a linear head")
+    reversal: NonNegativeFloat = Field(
+        1.0, description="weight lambda of the reversed domain gradient (several domains)"
+    )
 
     def changed(self, changes: Mapping[str, Any]) -> Protocol:
         """Return the protocol with new values of fields named like `optimizer.lr`; raises UsageError for others."""
@@ -180,7 +184,8 @@ class Cell(Frozen):
     def describe(self) -> str:
         """Return the cell in one line for messages and progress."""
         options = "".join(f" {name}={value}" for name, value in self.options.items())
-        return f"{self.dataset}/{self.backbone}/{self.fusion}/{self.method}{options} seed {self.seed}"
+        target = f" target {self.target}" if self.target else ""
+        return f"{self.dataset}/{self.backbone}/{self.fusion}/{self.method}{options}{target} seed {self.seed}"
 
 
 def _variants(value: Any) -> Any:
@@ -245,6 +250,18 @@ def column_name(column: Column) -> str:
 _UNTUNED = Setting()
 
 
+def refuse_targets(dataset: str, targets: Sequence[str]) -> None:
+    """Raise UsageError where a dataset cannot be trained without a target domain, with the domains that it has."""
+    domains = DATASETS.load(dataset).card.domains
+    if not domains:
+        raise UsageError(f"Dataset {dataset!r} has no domains to leave out. Drop `targets`, or use another dataset.")
+    if len(domains) < 2:
+        raise UsageError(f"Dataset {dataset!r} has one domain, {domains[0]!r}: without it nothing is left to train on.")
+    for name in targets:
+        if name not in domains and tuple(targets) != ("all",):
+            raise unknown_name(f"target domain of dataset {dataset!r}", name, domains)
+
+
 class PublishedTable(Frozen):
     """Which published table stands beside ours."""
 
@@ -268,6 +285,7 @@ class Experiment(Frozen):
     metrics: tuple[Metric, ...] = Field(("accuracy", "balance_factor"), min_length=1)
     selection: Selection = "best_val"
     published: PublishedTable | None = None
+    targets: tuple[str, ...] = Field((), description="domains that are tested when left out of training; `all` of them")
     weights: dict[str, str] = Field({}, description="pretrained weights by dataset; the others start from scratch")
     official: bool = Field(False, description="methods start from their authors' options for the dataset")
     notes: tuple[str, ...] = Field((), description="readings of what a paper leaves open, for the footer")
@@ -287,6 +305,8 @@ class Experiment(Frozen):
         for registry, names in known:
             for name in names:
                 registry.entry(name)
+        for dataset in self.datasets if self.targets else ():
+            refuse_targets(dataset, self.targets)
         for name in self.weights.keys() - set(self.datasets):
             raise unknown_name(f"dataset with weights in experiment {self.name!r}", name, self.datasets)
         for name in self.baselines.keys() & self.proposed.keys():
@@ -314,8 +334,13 @@ class Experiment(Frozen):
         """Return what tuning chose for a row in a column group: nothing before it has run."""
         return self.tuned.get(column_name(column), {}).get(row.label, _UNTUNED)
 
-    def cell(self, row: Row, column: Column, seed: int, setting: Setting | None = None) -> Cell:
-        """Return the training run of one row, column group and seed; `setting` goes before the tuned one."""
+    def cell(
+        self, row: Row, column: Column, seed: int, setting: Setting | None = None, target: str | None = None
+    ) -> Cell:
+        """Return the training run of one row, column group, seed and target domain.
+
+        `setting` goes before the tuned one.
+        """
         dataset, backbone, fusion = column
         setting = setting or self.setting(row, column)
         return Cell(
@@ -326,13 +351,22 @@ class Experiment(Frozen):
             options={**row.options, **setting.options},
             protocol=self.protocol.changed(setting.protocol) if setting.protocol else self.protocol,
             seed=seed,
+            target=target,
             weights=self.weights.get(dataset),
             official=self.official,
         )
 
+    def targets_of(self, dataset: str) -> tuple[str | None, ...]:
+        """Return the domains that are left out in turn; one None where the experiment leaves none out."""
+        if not self.targets:
+            return (None,)
+        domains = DATASETS.load(dataset).card.domains
+        return domains if self.targets == ("all",) else tuple(name for name in domains if name in self.targets)
+
     def cells_of(self, row: Row, column: Column) -> Iterator[Cell]:
         """Yield the cells behind one entry of the table."""
-        yield from (self.cell(row, column, seed) for seed in range(self.seeds))
+        for target in self.targets_of(column[0]):
+            yield from (self.cell(row, column, seed, target=target) for seed in range(self.seeds))
 
     def cells(self, methods: tuple[str, ...] = ()) -> Iterator[Cell]:
         """Yield every cell of the grid, or those of the named methods alone."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmark.errors import EquipoiseError, UsageError, unknown_name
 from benchmark.paths import SOURCE_ROOT
-from benchmark.protocol import Cell, validated
+from benchmark.protocol import Cell, refuse_targets, validated
 from benchmark.registry import BACKBONES, DATASETS, FUSIONS, METHODS
 from benchmark.version import RESULT_SCHEMA
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from benchmark.backbones import Backbone
-    from benchmark.data import TaskData
+    from benchmark.data import Part, TaskData
     from benchmark.method import Method
 
 _SOURCES = ("benchmark", "baselines", "methods", "datasets")
@@ -45,6 +45,8 @@ def build_method(cell: Cell) -> Method:
         epochs=cell.protocol.epochs,
         backbone=lambda _modality, shape: _encoder(backbone, shape, state),
         fusion=FUSIONS.load(cell.fusion),
+        domains=() if cell.target is None else tuple(d for d in dataset.card.domains if d != cell.target),
+        hidden=cell.protocol.hidden,
     )
     official = method.official.get(cell.dataset, {}) if cell.official else {}
     options = validated(method.Options, {**official, **cell.options}, f"Options of method {cell.method!r}")
@@ -69,6 +71,8 @@ def check_cell(cell: Cell) -> None:
     splits = DATASETS.load(cell.dataset).card.splits
     if cell.protocol.split is not None and cell.protocol.split not in splits:
         raise UsageError(f"Dataset {cell.dataset!r} has no split {cell.protocol.split!r}. Known: {', '.join(splits)}.")
+    if cell.target is not None:
+        refuse_targets(cell.dataset, [cell.target])
     known = BACKBONES.load(cell.backbone).weights
     if cell.weights is not None and cell.weights not in known:
         raise unknown_name(f"weights of backbone {cell.backbone!r}", cell.weights, known)
@@ -92,6 +96,11 @@ def _data(dataset: str, split: str | None, device: str) -> TaskData:
     return load(dataset, split, device)
 
 
+def parts_of(data: TaskData, target: str | None) -> Mapping[str, Part]:
+    """Return the parts that a cell trains and tests on: without its target domain, and on that alone."""
+    return data.parts if target is None else data.without(target)
+
+
 def run_cell(cell: Cell, work: Path | None = None) -> dict[str, Any]:
     """Train one cell and return its record; `work` keeps the checkpoint of an interrupted run."""
     import torch
@@ -109,7 +118,9 @@ def run_cell(cell: Cell, work: Path | None = None) -> dict[str, Any]:
     checkpoint = work / "checkpoint.ckpt" if work is not None else None
     with PeakMemory(fabric.device) as memory:
         try:
-            result = fit(method, data.parts, cell.protocol, cell.seed, fabric=fabric, checkpoint=checkpoint)
+            result = fit(
+                method, parts_of(data, cell.target), cell.protocol, cell.seed, fabric=fabric, checkpoint=checkpoint
+            )
         except EquipoiseError as error:
             raise type(error)(f"{cell.describe()}: {error}") from error
     return {

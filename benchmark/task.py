@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from benchmark.fusion import Concat, Fusion
-from benchmark.model import MultimodalModel
+from benchmark.model import MultimodalModel, perceptron
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,10 @@ class Task:
     epochs: int
     backbone: Callable[[str, tuple[int, ...]], nn.Module]
     fusion: type[Fusion] = Concat
+    domains: tuple[str, ...] = ()
+    """Source domains of the training data, empty where these have none."""
+    hidden: int | None = None
+    """Units of the hidden layer of head and discriminator; None is a linear head."""
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -45,4 +49,16 @@ class Task:
         self, unimodal_heads: bool = False, model_class: type[MultimodalModel] = MultimodalModel
     ) -> MultimodalModel:
         """Build a freshly initialised model from the current random state."""
-        return model_class(self.encoders(), self.fusion, self.classes, unimodal_heads)
+        model = model_class(self.encoders(), self.fusion, self.classes, unimodal_heads)
+        # A model class of a method's own has the head that the method is about.
+        if self.hidden is not None and model_class is MultimodalModel:
+            model.head = perceptron(model.fusion.width, self.hidden, self.classes)  # type: ignore[assignment]
+        return model
+
+    def build_discriminator(self, width: int) -> nn.Module | None:
+        """Build what tells the source domains from the fused vector `(B, width)`; None where there is one or none."""
+        if len(self.domains) < 2:
+            return None
+        if self.hidden is None:
+            return nn.Linear(width, len(self.domains))
+        return perceptron(width, self.hidden, len(self.domains))

@@ -54,7 +54,10 @@ def initialised(method: Method, seed: int) -> MultimodalModel:
     """Build the method's model from the seed's initialisation stream; the caller's random state is untouched."""
     with seeding.isolated():
         torch.manual_seed(seeding.derive(seed, "initialisation"))
-        return method.build()
+        model = method.build()
+        if method.adversarial:
+            model.discriminator = method.task.build_discriminator(model.fusion.width)
+        return model
 
 
 def fit(

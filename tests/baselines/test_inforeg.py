@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -159,8 +160,8 @@ class Encoder(nn.Module):
 
 def task(fusion: type[Fusion] | None = None) -> Task:
     shapes = {"audio": (3,), "video": (4,)}
-    chosen = {} if fusion is None else {"fusion": fusion}
-    return Task(shapes, 3, 16, lambda _, shape: Encoder(shape), **chosen)
+    plain = Task(shapes, 3, 16, lambda _, shape: Encoder(shape))
+    return plain if fusion is None else replace(plain, fusion=fusion)
 
 
 def part() -> Part:
