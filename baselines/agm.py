@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,11 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmark.data import Batch
 from benchmark.method import Intervention, Method, MethodInfo, MethodOptions, Passes, Plan, option, total
 
 if TYPE_CHECKING:
     from benchmark.context import Context, Forward
+    from benchmark.data import Batch
     from benchmark.task import Task
 
 Coalition = frozenset[str]
@@ -181,8 +182,8 @@ class AGM(Method):
         forward = ctx.forward(batch)
         logits = forward.logits
         logits.retain_grad()
-        own, zero = self._evaluation_passes(batch, ctx)
-        muted = self._muted(own, zero, logits, ctx)
+        still = self._evaluation_pass(batch, ctx)
+        muted = self._muted(still, logits, ctx)
         with torch.no_grad():
             kappa = self._coefficients(scores(responses(names, logits, muted), batch.labels))
         fused_share, shares = routing(names, kappa)
@@ -194,8 +195,7 @@ class AGM(Method):
                 parameter.grad.mul_(fused_share)
         torch.autograd.backward(list(muted.values()), [shares[members] * logits.grad for members in muted])
         ctx.encoder_backward(forward, {name: fused_share * gradient for name, gradient in gradients.items()})
-        for extra in (own, zero):
-            ctx.encoder_backward(extra, {m: leaf.grad for m, leaf in extra.features.items() if leaf.grad is not None})
+        ctx.encoder_backward(still, {m: leaf.grad for m, leaf in still.features.items() if leaf.grad is not None})
         if self.options.clip is not None:
             clip_(ctx.model.parameters(), ctx.model.output.weight, self.options.clip)
         for name, value in zip(names, kappa, strict=True):
@@ -203,21 +203,21 @@ class AGM(Method):
         ctx.update(loss)
 
     @staticmethod
-    def _evaluation_passes(batch: Batch, ctx: Context) -> tuple[Forward, Forward]:
-        """Encode the batch, and one sample of zeros, in evaluation mode; both keep their graphs."""
-        zeros = {name: torch.zeros_like(values[:1]) for name, values in batch.inputs.items()}
+    def _evaluation_pass(batch: Batch, ctx: Context) -> Forward:
+        """Encode the batch and, as its last sample, one of zeros in evaluation mode, where samples do not mix."""
+        inputs = {name: torch.cat([values, torch.zeros_like(values[:1])]) for name, values in batch.inputs.items()}
         ctx.model.eval()
-        own = ctx.forward(batch)
-        zero = ctx.forward(Batch(zeros, batch.labels[:1], batch.index[:1]))
+        still = ctx.forward(replace(batch, inputs=inputs))
         ctx.model.train()
-        return own, zero
+        return still
 
-    def _muted(self, own: Forward, zero: Forward, logits: Tensor, ctx: Context) -> dict[Coalition, Tensor]:
+    def _muted(self, still: Forward, logits: Tensor, ctx: Context) -> dict[Coalition, Tensor]:
         """Return every coalition's logits `(B, C)` in the precision of `logits`."""
-        absent = {name: values.expand(len(logits), -1) for name, values in zero.features.items()}
+        own = {name: values[:-1] for name, values in still.features.items()}
+        absent = {name: values[-1:].expand(len(logits), -1) for name, values in still.features.items()}
         result = {}
         for members in coalitions(self.task.modalities):
-            seen = {name: (own.features if name in members else absent)[name] for name in absent}
+            seen = {name: (own if name in members else absent)[name] for name in own}
             with ctx.run.autocast():
                 result[members] = ctx.model.classify(seen).to(logits.dtype)
         return result
