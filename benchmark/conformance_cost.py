@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from benchmark.backbones import Backbone
 from benchmark.bench import clock, ratio
+from benchmark.conformance_task import domain_labels
 from benchmark.conformance_trial import Cost, Finding, Outcome, Trial
 from benchmark.data import Part
 from benchmark.errors import EquipoiseError
@@ -79,7 +80,7 @@ def _parts(modalities: int) -> dict[str, Part]:
 
     def part(size: int) -> Part:
         inputs = {f"m{number}": torch.randn(size, *_SHAPE, generator=generator) for number in range(modalities)}
-        return Part.from_tensors(inputs, torch.arange(size) % CLASSES)
+        return Part.from_tensors(inputs, torch.arange(size) % CLASSES, domain_labels(size))
 
     return {"train": part(STEPS * batch_size()), "val": part(2 * CLASSES), "test": part(2 * CLASSES)}
 

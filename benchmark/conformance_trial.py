@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from benchmark.conformance_task import TRAIN, Encoder, Widths, check_parts, check_protocol, check_task
+from benchmark.conformance_task import SOURCES, TRAIN, Encoder, Widths, check_parts, check_protocol, check_task
 from benchmark.errors import EquipoiseError
 from benchmark.method import REFERENCE, Method, Passes
 from benchmark.protocol import validated
@@ -69,7 +69,7 @@ class Trial:
 
     def build(self, task: Task | None = None) -> Method:
         """Build the method for its own or another task; raises EquipoiseError where it refuses."""
-        task = task or self.task()
+        task = replace(task or self.task(), domains=SOURCES[: self.method.info.min_domains])
         options = {**self.method.sample_options(task), **self.options}
         chosen = validated(self.method.Options, options, f"Options of {self.method.__name__}")
         reason = self.method.refuses(chosen, task)

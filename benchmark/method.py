@@ -90,6 +90,7 @@ class Intervention(StrEnum):
     SCHEDULE = "schedule"
     REINITIALISATION = "re-initialisation"
     EXTRA_PASSES = "extra passes"
+    DOMAIN_ADVERSARY = "domain adversary"
 
 
 def unimodal_losses(forward: Forward, labels: Tensor) -> dict[str, Tensor]:
@@ -126,6 +127,7 @@ class MethodInfo:
     changes: frozenset[Group]
     passes: Passes = Passes()
     min_modalities: int = 2
+    min_domains: int = 0
     max_modalities: int | None = None
     equal_widths: bool = False
     linear_head: bool = False
@@ -156,6 +158,9 @@ class Method:
         info, count = cls.info, len(task.modalities)
         if count < info.min_modalities:
             return f"needs at least {info.min_modalities} modalities, found {count} ({', '.join(task.modalities)})"
+        if len(task.domains) < info.min_domains:
+            found = ", ".join(task.domains) or "none"
+            return f"needs at least {info.min_domains} source domains, found {found}; name a target domain to leave out"
         if info.max_modalities is not None and count > info.max_modalities:
             return f"takes at most {info.max_modalities} modalities, found {count} ({', '.join(task.modalities)})"
         if info.equal_widths and len(set(task.widths.values())) > 1:
@@ -192,6 +197,10 @@ class Method:
     def losses(self, forward: Forward, batch: Batch, ctx: Context) -> dict[str, Tensor]:
         """Return the named scalar losses whose sum is trained."""
         return {"fused": functional.cross_entropy(forward.logits, batch.labels)}
+
+    def supervises(self, loss: str) -> bool:
+        """Return whether the loss of this name teaches the classes; modulation leaves the gradients of others alone."""
+        return True
 
     def modulate_features(
         self,

@@ -98,6 +98,26 @@ class Entry:
         return digest.hexdigest()
 
 
+@dataclass(frozen=True)
+class Composed(Entry):
+    """A host method with a modulation wrapped around it, named `host+modulation`."""
+
+    parts: tuple[Entry, Entry]
+
+    def description(self) -> str:
+        """Name both."""
+        host, modulation = self.parts
+        return f"{host.name} with its gradients modulated by {modulation.name}."
+
+    def source_files(self) -> list[Path]:
+        """Files of both."""
+        return sorted({file for part in self.parts for file in part.source_files()})
+
+    def source_digest(self) -> str:
+        """Sha256 over the digests of both."""
+        return hashlib.sha256("".join(part.source_digest() for part in self.parts).encode()).hexdigest()
+
+
 _FAMILIES = {"baselines": ("baselines", "methods"), "methods": ("baselines", "methods")}
 """Top-level packages whose modules share code with one another; any other package keeps to itself."""
 
@@ -224,7 +244,29 @@ def _classes(files: Iterable[Path], base: str, kind: str) -> Iterator[Entry]:
                 yield Entry(node.name.lower(), module, node.name, kind, OWN)
 
 
-METHODS: Registry[Method] = Registry(
+class MethodRegistry(Registry["Method"]):
+    """Methods, and every `host+modulation` of two of them."""
+
+    def entry(self, name: str) -> Entry:
+        """Return where `name`, or each method of a composition, is defined."""
+        host, sign, modulation = name.partition("+")
+        if not sign:
+            return super().entry(name)
+        parts = super().entry(host), super().entry(modulation)
+        kind = "proposed" if "proposed" in {part.kind for part in parts} else parts[0].kind
+        return Composed(name, parts[0].module, None, kind, parts[0].origin, parts)
+
+    def load(self, name: str) -> type[Method]:
+        """Import and return the class registered as `name`, or the composition of two."""
+        found = self.entry(name)
+        if not isinstance(found, Composed):
+            return super().load(name)
+        from benchmark.composition import composed
+
+        return composed(*(super(MethodRegistry, self).load(part.name) for part in found.parts))
+
+
+METHODS: Registry[Method] = MethodRegistry(
     "method",
     lambda: [*_modules("baselines", "baseline"), *_modules("methods", "proposed")],
     "benchmark.method:Method",

@@ -34,6 +34,7 @@ Gate = Literal["printed", "clamped"]
 Granularity = Literal["sample", "batch"]
 OrthWhen = Literal["always", "conflict"]
 COMPONENTS: tuple[Component, ...] = get_args(Component)
+_MODULATION = {"blocks", "orthogonalisation", "components", "gate", "granularity", "orth_when"}
 
 
 def energy_rates(energies: Tensor) -> Tensor:
@@ -231,7 +232,7 @@ class RGM(Method):
         """Accumulate energies at the current learning rate; modulate all modalities' gradients `(B, d)`."""
         if self.options.energy == "raw":
             self._accumulate(gradients, ctx.lr)
-        modulated = modulate(gradients, self.energies, **self.options.model_dump(exclude={"energy"}))
+        modulated = modulate(gradients, self.energies, **self.options.model_dump(include=_MODULATION))
         if self.options.energy == "modulated":
             self._accumulate(modulated, ctx.lr)
         return modulated
