@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import combinations
 from typing import Any
 
@@ -107,6 +108,15 @@ class PassCounter:
         self.paused = False
         # One function per modality, shared by deep copies: it tells an encoder that is watched already.
         self._hooks = {name: self._hook(name) for name in modalities}
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Return a context whose passes are not counted."""
+        self.paused = True
+        try:
+            yield
+        finally:
+            self.paused = False
 
     def watch(self, encoders: nn.ModuleDict) -> None:
         """Count every pass through these encoders from now on; those that are counted already stay so."""

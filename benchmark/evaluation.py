@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from benchmark.corruptions import CORRUPTIONS, SEVERITIES, corrupted
+from benchmark.reliability import reliability
+
 if TYPE_CHECKING:
-    from benchmark.data import Part
+    from benchmark.data import Batch, Part
     from benchmark.method import Method
-    from benchmark.model import MultimodalModel
+    from benchmark.model import MultimodalModel, Prediction
+
+WIDER = 4
+"""Batches that are evaluated at once: without gradients they fit where one fits with them."""
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
@@ -28,19 +34,47 @@ def macro_f1(logits: Tensor, labels: Tensor) -> float:
 
 
 @torch.no_grad()
-def evaluate(method: Method, model: MultimodalModel, part: Part, batch_size: int) -> dict[str, Any]:
-    """Return accuracy, macro F1, mean cross-entropy (nats), and accuracies with one modality alone or one missing."""
+def _predictions(method: Method, model: MultimodalModel, batches: Iterable[Batch]) -> list[Prediction]:
+    """Return the method's answers to the batches, in evaluation mode."""
     training = model.training
     model.eval()
-    predictions = [method.predict(model, batch) for batch in part.batches(batch_size)]
+    predictions = [method.predict(model, batch) for batch in batches]
     model.train(training)
-    logits = torch.cat([prediction.logits for prediction in predictions]).float()
+    return predictions
+
+
+def _logits(predictions: Sequence[Prediction]) -> Tensor:
+    return torch.cat([prediction.logits for prediction in predictions]).float()
+
+
+def evaluate(method: Method, model: MultimodalModel, part: Part, batch_size: int) -> dict[str, Any]:
+    """Return accuracy, macro F1, mean cross-entropy (nats), and accuracies with one modality alone or one missing."""
+    predictions = _predictions(method, model, part.batches(batch_size))
+    logits = _logits(predictions)
     return {
         "accuracy": accuracy(logits, part.labels),
         "macro_f1": macro_f1(logits, part.labels),
         "loss": functional.cross_entropy(logits, part.labels).item(),
         "unimodal": _accuracies([prediction.unimodal for prediction in predictions], part.labels),
         "missing": _accuracies([prediction.missing for prediction in predictions], part.labels),
+    }
+
+
+def evaluate_finally(method: Method, model: MultimodalModel, part: Part, batch_size: int) -> dict[str, Any]:
+    """Return accuracy, reliability, and as `corrupted` the accuracies by modality, corruption and severity 1 to 3."""
+    logits = _logits(_predictions(method, model, part.batches(batch_size)))
+
+    def under(modality: str, corruption: str, severity: int) -> float:
+        batches = corrupted(part, modality, corruption, severity, WIDER * batch_size)
+        return accuracy(_logits(_predictions(method, model, batches)), part.labels)
+
+    return {
+        "accuracy": accuracy(logits, part.labels),
+        **reliability(logits.cpu(), part.labels.cpu()),  # a cumulative sum is not deterministic on every device
+        "corrupted": {
+            modality: {name: [under(modality, name, severity) for severity in SEVERITIES] for name in CORRUPTIONS}
+            for modality in method.task.modalities
+        },
     }
 
 

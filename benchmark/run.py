@@ -133,6 +133,7 @@ def run_cell(cell: Cell, work: Path | None = None) -> dict[str, Any]:
         "modalities": list(method.task.modalities),
         "classes": method.task.classes,
         "epochs": result.epochs,
+        "final": result.final,
         "balance_factor": result.epochs[-1]["balance_factor"],
         "steps": result.steps,
         "cost": {

@@ -14,15 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning_fabric import Fabric
+from torch import Tensor
 
 from benchmark import seeding
 from benchmark.context import Context, begin
 from benchmark.diagnostics import Diagnostics, PassCounter
 from benchmark.errors import CellError
-from benchmark.evaluation import evaluate
+from benchmark.evaluation import evaluate, evaluate_finally
 from benchmark.method import Method, Passes
 from benchmark.model import MultimodalModel
 from benchmark.protocol import Protocol
+from benchmark.scores import select_epoch
+from benchmark.version import RESULT_SCHEMA
 
 if TYPE_CHECKING:
     from benchmark.data import Part
@@ -35,10 +38,15 @@ CHECKPOINT_SECONDS = 60.0
 
 @dataclass
 class Fit:
-    """A finished run: trained model, one record per epoch, counted passes, steps, seconds of training and in all."""
+    """A finished run: trained model, one record per epoch, counted passes, steps, seconds of training and in all.
+
+    `final` holds what `evaluate_finally` finds on the test part with the weights of the epoch that "best_val" selects
+    and with those of the "last"; `model` has the last ones.
+    """
 
     model: MultimodalModel
     epochs: list[dict[str, Any]] = field(default_factory=list)
+    final: dict[str, dict[str, Any]] = field(default_factory=dict)
     passes: Passes = Passes()
     steps: int = 0
     training_seconds: float = 0.0
@@ -119,6 +127,7 @@ class _Loop:
             kind=Context,
         )
         self.result = Fit(model)
+        self.selected: dict[str, Tensor] = {}
 
     def run(self, on_epoch: Callable[[dict[str, Any]], None] | None) -> Fit:
         self._resume()
@@ -127,12 +136,16 @@ class _Loop:
         for epoch in range(len(self.result.epochs), self.protocol.epochs):
             record = self._epoch(epoch)
             self.result.epochs.append(record)
+            if record is select_epoch(self.result.epochs, "best_val"):
+                self.selected = self._weights()
             self.result.seconds = time.perf_counter() - started
             if on_epoch is not None:
                 on_epoch(record)
             if self.checkpoint is not None and time.perf_counter() - saved >= self.checkpoint_seconds:
                 self._save(self.checkpoint)
                 saved = time.perf_counter()
+        self.result.final = self._final()
+        self.result.seconds = time.perf_counter() - started
         self.result.steps = self.ctx.steps
         self.result.passes = self.counter.passes(len(self.parts["train"]), self.protocol.epochs)
         return self.result
@@ -151,21 +164,42 @@ class _Loop:
             )
         method.end_epoch(ctx)
         self.result.training_seconds += self.clock() - started
-        self.counter.paused = True
-        try:
+        with self.counter.pause():
             metrics = {
                 name: evaluate(method, ctx.model, self.parts[name], protocol.batch_size) for name in ("val", "test")
             }
-        finally:
-            self.counter.paused = False
         diagnostics = {**self.diagnostics.end_epoch(), "notes": ctx.notes()}
         return {"epoch": epoch, "lr": ctx.lr, "loss": loss, **metrics, **diagnostics}
+
+    def _weights(self) -> dict[str, Tensor]:
+        """Return a copy of the model's parameters and buffers."""
+        return {name: value.clone() for name, value in self.ctx.model.state_dict().items()}
+
+    def _final(self) -> dict[str, dict[str, Any]]:
+        """Evaluate the selected epoch's weights and the last ones, once where they are the same; leave the last."""
+
+        def found() -> dict[str, Any]:
+            return evaluate_finally(self.method, model, self.parts["test"], self.protocol.batch_size)
+
+        model, epochs = self.ctx.model, self.result.epochs
+        with self.counter.pause():
+            if select_epoch(epochs, "best_val") is epochs[-1]:
+                selected = last = found()
+            else:
+                weights = self._weights()
+                model.load_state_dict(self.selected)
+                selected = found()
+                model.load_state_dict(weights)
+                last = found()
+        return {"best_val": selected, "last": last}
 
     def _save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
         state = {
+            "schema": RESULT_SCHEMA,
             "model": self.ctx.model.state_dict(),
+            "selected": self.selected,
             "trained": list(self.ctx.trained),
             "optimizer": self.ctx.optimizer.state_dict(),
             "method": self.method.state_dict(),
@@ -179,21 +213,29 @@ class _Loop:
         partial.replace(path)
 
     def _saved(self) -> dict[str, Any] | None:
-        """Return the checkpoint's content, None without one; a damaged one is dropped and the run starts anew."""
+        """Return the checkpoint's content, None without one.
+
+        One that is damaged, or of another version, is dropped and the run starts anew.
+        """
         if self.checkpoint is None or not self.checkpoint.exists():
             return None
         try:
-            return dict(self.fabric.load(self.checkpoint, weights_only=True))
+            state = dict(self.fabric.load(self.checkpoint, weights_only=True))
+            problem = "" if state.get("schema") == RESULT_SCHEMA else "another version wrote it"
         except (EOFError, OSError, RuntimeError, UnpicklingError) as error:
-            log.warning("%s cannot be read (%s): the run starts anew.", self.checkpoint, type(error).__name__)
+            problem = type(error).__name__
+        if problem:
+            log.warning("%s cannot be read (%s): the run starts anew.", self.checkpoint, problem)
             self.checkpoint.unlink()
             return None
+        return state
 
     def _resume(self) -> None:
         state = self._saved()
         if state is None:
             return
         self.ctx.model.load_state_dict(state["model"])
+        self.selected = state["selected"]
         named = dict(self.ctx.model.named_parameters())
         self.ctx.reset_optimizer({name: named[name] for name in state["trained"]})
         self.ctx.optimizer.load_state_dict(state["optimizer"])

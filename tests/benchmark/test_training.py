@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +13,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from baselines.joint import Joint
-from benchmark.conformance_task import Widths, check_parts, check_task
+from benchmark import training
+from benchmark.conformance_task import Widths, check_parts, check_protocol, check_task
 from benchmark.context import Context, Forward, begin, learning_rate
 from benchmark.data import Batch
 from benchmark.errors import CellError
-from benchmark.evaluation import evaluate
-from benchmark.method import Method
+from benchmark.evaluation import evaluate, evaluate_finally
+from benchmark.method import Method, Passes
 from benchmark.model import MultimodalModel, same_parameters
 from benchmark.protocol import Optimizer, Protocol, Schedule
 from benchmark.registry import METHODS
+from benchmark.scores import select_epoch
 from benchmark.training import Fit, fit, initialised
+from benchmark.version import RESULT_SCHEMA
 
 TASK = check_task(2, Widths.UNEQUAL)
 PARTS = check_parts(2)
@@ -119,6 +124,7 @@ def test_a_run_killed_in_any_epoch_resumes_to_the_same_bits(tmp_path: Path, stop
     )
     assert seen == list(range(stop, 4))
     assert resumed.epochs == whole.epochs
+    assert resumed.final == whole.final
     assert (resumed.passes, resumed.steps) == (whole.passes, whole.steps)
     assert equal(resumed, whole.model.state_dict())
 
@@ -278,3 +284,61 @@ def test_every_method_records_the_accuracy_without_each_modality(name: str) -> N
     model = initialised(method, 0)
     metrics = evaluate(method, model, check_parts(2)["test"], 8)
     assert metrics["missing"].keys() == {"m0", "m1"}
+
+
+def selected_early(name: str) -> tuple[Fit, Mapping[str, Any]]:
+    """A run whose best validation epoch is not the last one, and that epoch's record."""
+    kind, task = METHODS.load(name), check_task(2, Widths.EQUAL)
+    for seed in range(5):
+        method = kind(kind.Options(**kind.sample_options(task)), task)
+        run = fit(method, check_parts(2), check_protocol(), seed)
+        selected = select_epoch(run.epochs, "best_val")
+        if selected is not run.epochs[-1]:
+            return run, selected
+    raise AssertionError(f"{name}: the last epoch is the best one under every seed.")
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_the_final_evaluation_is_of_the_selected_epoch_and_of_the_last(name: str) -> None:
+    run, selected = selected_early(name)
+    assert run.final["best_val"]["accuracy"] == selected["test"]["accuracy"]
+    assert run.final["last"]["accuracy"] == run.epochs[-1]["test"]["accuracy"]
+
+
+def test_the_final_evaluation_has_reliability_and_every_corruption_of_every_modality() -> None:
+    run, _ = selected_early("joint")
+    assert run.final.keys() == {"best_val", "last"}
+    for found in run.final.values():
+        assert found.keys() == {"accuracy", "ece", "auroc", "aurc", "fpr95", "corrupted"}
+        assert found["corrupted"].keys() == {"m0", "m1"}
+        for corruptions in found["corrupted"].values():
+            assert {name: len(severities) for name, severities in corruptions.items()} == {
+                "noise": 3,
+                "blur": 3,
+                "dropout": 3,
+            }
+    assert run.final["best_val"] != run.final["last"]
+
+
+def test_the_last_epoch_is_evaluated_once_where_it_is_the_selected_one() -> None:
+    run = fit(joint(), PARTS, protocol(epochs=1), 0)
+    assert run.final["best_val"] is run.final["last"]
+
+
+def test_the_final_evaluation_is_neither_counted_nor_timed_as_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slowly(*arguments: Any) -> dict[str, Any]:
+        time.sleep(1.0)
+        return evaluate_finally(*arguments)
+
+    monkeypatch.setattr(training, "evaluate_finally", slowly)
+    run = fit(joint(), PARTS, protocol(epochs=1), 0)
+    assert run.passes == Passes(1.0, 1.0)
+    assert run.seconds > 1.0 > run.training_seconds
+
+
+def test_a_checkpoint_of_another_version_is_dropped_and_the_run_starts_anew(tmp_path: Path) -> None:
+    file = tmp_path / "c.ckpt"
+    torch.save({"schema": RESULT_SCHEMA - 1, "epochs": []}, file)
+    run = fit(joint(), PARTS, protocol(), 0, checkpoint=file)
+    assert run.epochs == fit(joint(), PARTS, protocol(), 0).epochs
+    assert not file.exists()
