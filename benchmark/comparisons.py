@@ -80,8 +80,8 @@ def _number(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def compare(family: Family, pairs: Sequence[tuple[Sample, Sample]]) -> list[Comparison]:
-    """Test every pair (row, other) of one family, with Holm's adjustment over all of them."""
+def compare(family: Family, pairs: Sequence[tuple[Sample, Sample]], lower: bool = False) -> list[Comparison]:
+    """Test every pair (row, other) of one family, with Holm's adjustment over all of them; `lower` is better or not."""
     usable = [row.usable and other.usable for row, other in pairs]
     p_values = [
         welch(row.values, other.values).p if ready else math.nan
@@ -99,33 +99,35 @@ def compare(family: Family, pairs: Sequence[tuple[Sample, Sample]]) -> list[Comp
                 p=_number(p),
                 p_holm=_number(p_holm),
                 hedges_g=_number(hedges_g(row.values, other.values)) if ready else None,
-                outcome=_outcome(difference, p_holm),
+                outcome=_outcome(difference, p_holm, lower),
             )
         )
     return found
 
 
-def _outcome(difference: float, p_holm: float) -> Outcome:
+def _outcome(difference: float, p_holm: float, lower: bool) -> Outcome:
     if math.isnan(p_holm):
         return "untested"
     if p_holm >= ALPHA:
         return "open"
-    return "better" if difference > 0 else "worse"
+    return "better" if (difference < 0) == lower else "worse"
 
 
-def families(samples: Sequence[Sample], reference: str, proposed: Sequence[str]) -> list[Comparison]:
+def families(
+    samples: Sequence[Sample], reference: str, proposed: Sequence[str], lower: bool = False
+) -> list[Comparison]:
     """Return one column's comparisons: both declared families, and every row against the best usable mean.
 
     The third family is chosen after looking; it only serves to say what cannot be told apart from the best.
     """
     by_row = {sample.row: sample for sample in samples}
     baselines = [sample for sample in samples if sample.row not in proposed]
-    found = compare("reference", [(s, by_row[reference]) for s in samples if s.row != reference])
-    found += compare("proposed", [(s, by_row[name]) for name in proposed for s in baselines])
+    found = compare("reference", [(s, by_row[reference]) for s in samples if s.row != reference], lower)
+    found += compare("proposed", [(s, by_row[name]) for name in proposed for s in baselines], lower)
     usable = [sample for sample in samples if sample.usable]
     if usable:
-        best = max(usable, key=lambda sample: sample.mean)
-        found += compare("best", [(s, best) for s in usable if s is not best])
+        best = (min if lower else max)(usable, key=lambda sample: sample.mean)
+        found += compare("best", [(s, best) for s in usable if s is not best], lower)
     return found
 
 
@@ -139,12 +141,13 @@ def detectable(column: Column, samples: Sequence[Sample], seeds: int, largest: i
     return Detectable(column, sd, single, family)
 
 
-def ranks(columns: Sequence[Sequence[Sample]]) -> tuple[Rank, ...]:
+def ranks(columns: Sequence[Sequence[Sample]], lower: bool = False) -> tuple[Rank, ...]:
     """Rank the rows usable in every column group; fewer than two rows or column groups have no ranks."""
     ready = [samples for samples in zip(*columns, strict=True) if all(sample.usable for sample in samples)]
     if len(columns) < 2 or len(ready) < 2:
         return ()
-    found = mean_ranks([[sample.values for sample in samples] for samples in ready])
+    sign = -1 if lower else 1
+    found = mean_ranks([[[sign * value for value in sample.values] for sample in samples] for samples in ready])
     return tuple(
         Rank(samples[0].row, float(mean), float(low), float(high))
         for samples, mean, low, high in zip(ready, found.mean, found.low, found.high, strict=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmark.comparisons import ALPHA
-from benchmark.protocol import Column, column_name
+from benchmark.protocol import UNDEFINED_WITHOUT_ERRORS, Column, column_name
 from benchmark.tables import Table
 
 _BEST_VAL = "best_val, the epoch with the best validation accuracy (ties: the earliest)"
@@ -58,8 +58,15 @@ def _reading(table: Table) -> Iterator[str]:
         "no comparison."
     )
     tags = ", ".join(row.tag for row in table.rows if row.proposed)
-    arrows = f"↓P / ↑P: significantly below / above proposed row P ({tags}). " if tags else ""
+    sides = "worse / better than" if table.measures[0].lower else "below / above"
+    arrows = f"↓P / ↑P: significantly {sides} proposed row P ({tags}). " if tags else ""
     yield (f"† / ‡: significantly better / worse than {table.reference}. {arrows}≈: not distinguishable from the best.")
+    lower = [measure.label for measure in table.measures if measure.lower]
+    if lower:
+        yield f"Lower is better: {', '.join(lower)}."
+    undefined = [measure.label for measure in table.measures if measure.metric in UNDEFINED_WITHOUT_ERRORS]
+    if undefined:
+        yield f"Undefined for a seed whose predictions are all right or all wrong: {', '.join(undefined)}."
     if table.ranks:
         yield (
             f"Mean rank over the {len(table.columns)} column groups (1 is best) of the complete rows, "

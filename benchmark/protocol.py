@@ -28,7 +28,9 @@ Column = tuple[str, str, str]
 """A column group of a table: dataset, backbone, fusion."""
 
 Selection = Literal["best_val", "last", "best_test"]
-Metric = Literal["accuracy", "macro_f1", "balance_factor"]
+Metric = Literal["accuracy", "macro_f1", "balance_factor", "ece", "auroc", "aurc", "fpr95", "missing", "corrupted"]
+LOWER_IS_BETTER = frozenset({"ece", "aurc", "fpr95"})
+UNDEFINED_WITHOUT_ERRORS = frozenset({"auroc", "fpr95"})
 
 
 def canonical(value: Any) -> str:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from benchmark.errors import DataError, SchemaError
@@ -35,15 +36,33 @@ def reading(record: Record, what: str) -> Iterator[None]:
         ) from None
 
 
+_RELIABILITY = ("ece", "auroc", "aurc", "fpr95")
+
+
+def _final(record: Record, rule: Selection) -> Record:
+    """Return the evaluation at the end; no weights are kept of an epoch selected on test, best_val's stand for it."""
+    found: Record = record["final"]["last" if rule == "last" else "best_val"]
+    return found
+
+
 def score(record: Record, metric: str, rule: Selection) -> float:
     """Return a run's test metric at the selected epoch in %, or its balance factor (-1 to 1) at the end.
 
-    Raises DataError for a record without the number.
+    NaN where the number is undefined for this run. Raises DataError for a record without the number.
     """
     with reading(record, f"{metric} under the rule {rule}"):
         if metric == "balance_factor":
             return float(record["balance_factor"])
-        return 100 * float(select_epoch(record["epochs"], rule)["test"][metric])
+        if metric in _RELIABILITY:
+            found = _final(record, rule)[metric]
+            return math.nan if found is None else 100 * float(found)
+        if metric == "corrupted":
+            by_modality = _final(record, rule)["corrupted"].values()
+            return 100 * fmean(a for kinds in by_modality for severities in kinds.values() for a in severities)
+        found = select_epoch(record["epochs"], rule)["test"][metric]
+        if metric == "missing":
+            return 100 * fmean(found.values()) if found else math.nan
+        return 100 * float(found)
 
 
 def _indexed(records: Iterable[Record]) -> dict[str, Record]:
@@ -101,11 +120,12 @@ class Grid:
         return finished
 
     def values(self, row: Row, column: Column, metric: str, rule: Selection) -> dict[int, float]:
-        """Return one value per finished seed, the mean over its target domains."""
-        return {
+        """Return one value per finished seed, the mean over its target domains; none where that is undefined."""
+        means = {
             seed: math.fsum(score(record, metric, rule) for record in records) / len(records)
             for seed, records in self.finished(row, column).items()
         }
+        return {seed: mean for seed, mean in means.items() if not math.isnan(mean)}
 
     def missing(self, row: Row, column: Column) -> list[Cell]:
         """Return the cells of a table entry that have no record."""

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from benchmark.comparisons import Comparison, Detectable, Rank, Sample, detectable, families, ranks
-from benchmark.protocol import Column, Experiment, Row, Selection, canonical, column_name
+from benchmark.protocol import LOWER_IS_BETTER, Column, Experiment, Row, Selection, canonical, column_name
 from benchmark.published import Published, Verdict
 from benchmark.scores import Grid, Origin, Record
 from benchmark.statistics import summarise, t_interval, zero_variance
@@ -26,6 +26,11 @@ class Measure:
     selection: Selection
     label: str
     labelled: bool = False
+
+    @property
+    def lower(self) -> bool:
+        """Whether a lower number is better."""
+        return self.metric in LOWER_IS_BETTER
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,17 @@ class Table:
         return asdict(self)
 
 
-_LABELS = {"accuracy": "accuracy (%)", "macro_f1": "macro F1 (%)", "balance_factor": "balance factor"}
+_LABELS = {
+    "accuracy": "accuracy (%)",
+    "macro_f1": "macro F1 (%)",
+    "balance_factor": "balance factor",
+    "ece": "calibration error (%)",
+    "auroc": "AUROC of errors (%)",
+    "aurc": "AURC (%)",
+    "fpr95": "FPR at 95 % TPR (%)",
+    "missing": "accuracy, a modality missing (%)",
+    "corrupted": "accuracy, a modality corrupted (%)",
+}
 
 
 def _measures(experiment: Experiment, selection: Selection) -> tuple[Measure, ...]:
@@ -170,9 +185,9 @@ def _entry(experiment: Experiment, grid: Grid, row: Row, column: Column, measure
     )
 
 
-def _placed(entries: Sequence[Entry]) -> list[Entry]:
+def _placed(entries: Sequence[Entry], lower: bool) -> list[Entry]:
     """Mark the best and the second best mean of one column and measure; equal means share the mark."""
-    means = sorted({entry.mean for entry in entries if entry.complete and entry.mean is not None}, reverse=True)
+    means = sorted({entry.mean for entry in entries if entry.complete and entry.mean is not None}, reverse=not lower)
     return [
         replace(
             entry,
@@ -187,9 +202,9 @@ def _samples(entries: Sequence[Entry]) -> list[Sample]:
     return [Sample(entry.row, entry.values, entry.complete) for entry in entries]
 
 
-def _compared(entries: Sequence[Entry], reference: str, proposed: Sequence[str]) -> list[Entry]:
+def _compared(entries: Sequence[Entry], reference: str, proposed: Sequence[str], lower: bool) -> list[Entry]:
     """Attach the comparisons of one column to its entries."""
-    found = families(_samples(entries), reference, proposed)
+    found = families(_samples(entries), reference, proposed, lower)
     compared = []
     for entry in entries:
         own = tuple(comparison for comparison in found if comparison.row == entry.row)
@@ -253,9 +268,9 @@ def build_table(
         for measure in measures:
             found = [_entry(experiment, grid, row, column, measure) for row in experiment.rows()]
             if not measure.labelled:
-                found = _placed(found)
+                found = _placed(found, measure.lower)
             if measure is measures[0]:
-                found = _compared(found, reference, proposed)
+                found = _compared(found, reference, proposed, measure.lower)
             if published is not None:
                 found = [
                     replace(
@@ -286,7 +301,7 @@ def build_table(
         columns=columns,
         measures=measures,
         entries=tuple(entries),
-        ranks=ranks([_samples(found) for found in primary]),
+        ranks=ranks([_samples(found) for found in primary], measures[0].lower),
         detectable=tuple(limit for limit in limits if limit is not None),
         missing=tuple(_missing(experiment, grid, failures, absent)),
         zero_variance=tuple(

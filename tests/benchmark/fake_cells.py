@@ -39,13 +39,18 @@ def record(cell: Cell) -> dict[str, Any]:
         "macro_f1": 0.8,
         "loss": 1.0,
         "unimodal": {"upper": 0.5, "lower": 0.6},
+        "missing": {"upper": 0.6, "lower": 0.5},
     }
     epoch = {"epoch": 0, "lr": 0.1, "loss": 1.0, "val": metrics, "test": metrics, "cosine": None}
+    graded = {"noise": [0.7, 0.6, 0.5], "blur": [0.7, 0.6, 0.5], "dropout": [0.7, 0.6, 0.5]}
+    found = {"accuracy": metrics["accuracy"], "ece": 0.1, "auroc": 0.8, "aurc": 0.05, "fpr95": 0.6}
+    final = {**found, "corrupted": {"upper": graded, "lower": graded}}
     return {
         "options": {},
         "modalities": ["upper", "lower"],
         "classes": 10,
         "epochs": [{**epoch, "energy": {"upper": 1.0, "lower": 2.0}, "balance_factor": -0.3}],
+        "final": {"best_val": final, "last": final},
         "balance_factor": -0.3 - 0.01 * number,
         "steps": 3,
         "cost": {"forward": 1.0, "backward": 1.0, "relative": 1.0, "seconds": 0.1, "peak_memory_bytes": 1},

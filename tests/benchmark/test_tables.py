@@ -427,3 +427,69 @@ def test_an_unknown_format_is_answered_with_the_list(table: Table) -> None:
     wrong: Any = "markdown"
     with pytest.raises(UsageError, match=r"Unknown table format 'markdown'\. .*Known: csv, json, latex, md"):
         render(table, wrong)
+
+
+def with_final(of: Experiment, **changes: Any) -> list[Record]:
+    """Records whose errors and calibration are the better, the higher the accuracy, plus `changes` to the first one."""
+    made = records(of)
+    for item in made:
+        error = 1 - item["epochs"][1]["test"]["accuracy"]
+        for epoch in item["epochs"]:
+            epoch["test"]["missing"] = {"upper": 0.6 - error, "lower": 0.8 - error}
+        found = {"ece": error, "auroc": 1 - error, "aurc": error / 10, "fpr95": 2 * error}
+        graded = {"noise": [0.9, 0.8, 0.7], "blur": [0.6, 0.5, 0.4]}
+        selected = {**found, "corrupted": {"upper": graded, "lower": {"noise": [0.65, 0.65, 0.65]}}}
+        item |= {"schema": RESULT_SCHEMA, "final": {"best_val": selected, "last": {**selected, "ece": 0.5}}}
+    made[0]["final"]["best_val"] |= changes
+    return made
+
+
+BEYOND = ("accuracy", "ece", "auroc", "aurc", "fpr95", "missing", "corrupted")
+
+
+def test_columns_beyond_accuracy_are_in_percent_and_of_the_selected_epoch() -> None:
+    beyond = experiment(metrics=BEYOND)
+    found = build_table(beyond, with_final(beyond))
+    means = {measure: found.entry("joint", DIGITS, measure).mean for measure in BEYOND}
+    assert means == pytest.approx(
+        {"accuracy": 90, "ece": 10, "auroc": 90, "aurc": 1, "fpr95": 20, "missing": 60, "corrupted": 65}
+    )
+    assert build_table(beyond, with_final(beyond), "last").entry("joint", DIGITS, "ece").mean == pytest.approx(50)
+    assert build_table(beyond, with_final(beyond), "best_test").entry("joint", DIGITS, "ece").mean == pytest.approx(10)
+
+
+def test_the_best_calibration_error_is_the_lowest_and_the_best_auroc_the_highest() -> None:
+    beyond = experiment(metrics=BEYOND)
+    found = build_table(beyond, with_final(beyond))
+    for measure in ("ece", "auroc", "aurc", "fpr95", "missing"):
+        entries = [entry for entry in found.entries if entry.measure == measure]
+        assert [entry.row for entry in entries if entry.best] == ["rgm"]
+        assert [entry.row for entry in entries if entry.second] == ["rgm (printed)"]
+    assert "- Lower is better: calibration error (%), AURC (%), FPR at 95 % TPR (%)." in render(found, "md")
+
+
+def test_a_first_measure_where_lower_is_better_turns_every_comparison_around() -> None:
+    names = ["digits", "av_digits"]
+    by_accuracy, by_error = (experiment(metrics=[metric], datasets=names) for metric in ("accuracy", "ece"))
+    expected, found = (build_table(of, with_final(of)) for of in (by_accuracy, by_error))
+    for row in VALUES:
+        above, below = expected.entry(row, DIGITS, "accuracy"), found.entry(row, DIGITS, "ece")
+        assert marks(found, below) == marks(expected, above)
+        for c, other in zip(below.comparisons, above.comparisons, strict=True):
+            assert (c.against, c.outcome) == (other.against, other.outcome)
+            assert c.difference == pytest.approx(-(other.difference or 0))
+    assert [(rank.row, rank.mean) for rank in found.ranks] == [(rank.row, rank.mean) for rank in expected.ranks]
+    assert "significantly worse / better than proposed row P" in render(found, "md")
+
+
+def test_a_seed_without_errors_has_no_auroc_and_leaves_the_entry_incomplete() -> None:
+    beyond = experiment(metrics=["accuracy", "auroc"])
+    entry = build_table(beyond, with_final(beyond, auroc=None)).entry("joint", DIGITS, "auroc")
+    assert (entry.seeds, entry.complete, entry.best) == ((1, 2, 3, 4), False, False)
+
+
+@pytest.mark.parametrize("metric", ["ece", "corrupted", "missing"])
+def test_an_old_record_keeps_its_columns_and_is_named_where_it_lacks_a_new_one(metric: str) -> None:
+    assert build_table(experiment(), records(experiment())).entries
+    with pytest.raises(DataError, match=rf"has no usable {metric} .*Remove it and run the cell again"):
+        build_table(experiment(metrics=[metric]), records(experiment()))
