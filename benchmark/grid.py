@@ -113,6 +113,9 @@ def description(experiment: Experiment) -> dict[str, Any]:
         "backbones": {name: BACKBONES.entry(name).source_digest() for name in experiment.backbones},
         "fusions": {name: FUSIONS.entry(name).source_digest() for name in experiment.fusions},
         "seeds": experiment.seeds,
+        "tuned": digest(
+            {name: {row: s.model_dump() for row, s in rows.items()} for name, rows in experiment.tuned.items()}
+        ),
     }
 
 

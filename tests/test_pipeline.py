@@ -41,7 +41,7 @@ class Project:
     def fill(self, experiment: dict[str, Any] | None = None) -> None:
         """Copy the project; `experiment` replaces fields of the experiment `digits`."""
         ignored = shutil.ignore_patterns("__pycache__", "dvc.lock")
-        for folder in ("benchmark", "baselines", "methods", "datasets", "results/published"):
+        for folder in ("benchmark", "baselines", "methods", "datasets", "results/published", "results/tuning"):
             shutil.copytree(SOURCE_ROOT / folder, self.root / folder, ignore=ignored)
         shutil.copy(SOURCE_ROOT / "tests/benchmark/fake_cells.py", self.root / "benchmark/run.py")
         for file in ("dvc.yaml", ".dvcignore", ".gitignore"):
@@ -87,6 +87,7 @@ class Project:
 
 
 SMALL = {"seeds": 3, "baselines": {"joint": {}, "unimodal": {"upper": {"modality": "upper"}}}, "proposed": {"rgm": {}}}
+REPORTS = {"tables", "figures"}
 METHOD_STAGES = {"baselines@joint", "baselines@unimodal", "proposed@rgm"}
 
 
@@ -112,7 +113,7 @@ def test_the_first_repro_trains_everything_in_one_pool_and_compares_the_table(
 ) -> None:
     project, ran, output = first
     assert (project.root / "data/prepared/digits/meta.json").exists()
-    assert (ran[0], set(ran[1:-1]), ran[-1]) == ("fill", METHOD_STAGES, "tables")
+    assert (ran[0], set(ran[1:-2]), set(ran[-2:])) == ("fill", METHOD_STAGES, REPORTS)
     assert output.count("digits: 9 cells: 0 finished before, 9 finished now, 0 failed") == 1
     assert output.count("digits: all 3 cells are finished.") == 3
     assert "| rgm" in output
@@ -130,12 +131,12 @@ def test_an_edited_method_reruns_its_stage_and_the_tables_and_nothing_else(proje
     original = method.read_text()
     method.write_text(original + "# edited\n")
     ran, output = project.repro()
-    assert ran == ["proposed@rgm", "tables"]
+    assert (ran[0], set(ran[1:])) == ("proposed@rgm", REPORTS)
     assert "digits: 3 cells: 0 finished before, 3 finished now, 0 failed" in output
 
     method.write_text(original)
     ran, output = project.repro()
-    assert ran == ["proposed@rgm"], "the results of both sources are there, so nothing is new for the tables"
+    assert ran == ["proposed@rgm"], "the results of both sources are there, so nothing is new for tables and figures"
     assert "digits: all 3 cells are finished." in output
 
 
@@ -143,7 +144,8 @@ def test_a_new_row_runs_its_own_stage_and_the_tables(project: Project) -> None:
     params = project.params()
     params["experiments"]["digits"]["baselines"]["remixing"] = None
     project.write_params(params)
-    assert project.repro()[0] == ["baselines@remixing", "tables"]
+    ran, _ = project.repro()
+    assert (ran[0], set(ran[1:])) == ("baselines@remixing", REPORTS)
 
 
 def test_one_more_seed_trains_one_more_cell_per_row(project: Project) -> None:
@@ -151,7 +153,7 @@ def test_one_more_seed_trains_one_more_cell_per_row(project: Project) -> None:
     params["experiments"]["digits"]["seeds"] = 4
     project.write_params(params)
     ran, output = project.repro()
-    assert (ran[0], set(ran[1:-1]), ran[-1]) == ("fill", METHOD_STAGES, "tables")
+    assert (ran[0], set(ran[1:-2]), set(ran[-2:])) == ("fill", METHOD_STAGES, REPORTS)
     assert "digits: 12 cells: 9 finished before, 3 finished now" in output
 
 
@@ -212,9 +214,9 @@ def test_the_tables_depend_on_every_module_that_writes_them(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_the_stages_of_a_pipeline_are_fill_methods_tables(name: str) -> None:
+def test_the_stages_of_a_pipeline_are_fill_methods_tables_figures(name: str) -> None:
     found = stages(name)
-    assert list(found)[-4:] == ["fill", "baselines", "proposed", "tables"]
+    assert list(found)[-5:] == ["fill", "baselines", "proposed", "tables", "figures"]
     assert found["fill"]["cmd"] == f"equipoise grid {name}"
     for group, folder in (("baselines", "baselines"), ("proposed", "methods")):
         assert found[group]["foreach"] == f"${{experiments.{name}.{group}}}"
