@@ -57,6 +57,12 @@ def _reading(table: Table) -> Iterator[str]:
         "Bold: best mean; underlined: second best. (n=k): seeds missing or failed, the entry takes part in "
         "no comparison."
     )
+    if any(measure.target for measure in table.measures):
+        yield (
+            "Every target domain is left out of training and of the selection, which sees other domains' val "
+            "parts; its test part alone is tested. A seed's number is the mean over the targets; columns of single "
+            "targets stand beside it."
+        )
     tags = ", ".join(row.tag for row in table.rows if row.proposed)
     sides = "worse / better than" if table.measures[0].lower else "below / above"
     arrows = f"↓P / ↑P: significantly {sides} proposed row P ({tags}). " if tags else ""

@@ -83,6 +83,8 @@ def marks(table: Table, entry: Entry) -> list[str]:
 
 
 def _number(table: Table, entry: Entry, style: Style) -> str:
+    if not entry.expected:
+        return "-"
     if entry.mean is None:
         return "missing"
     shown = style.text(f"{entry.mean:.2f}" if entry.sd is None else f"{entry.mean:.2f} ± {entry.sd:.2f}")

@@ -110,20 +110,23 @@ class Grid:
     def _record(self, cell: Cell) -> Record | None:
         return self._records.get(canonical(cell.identity()))
 
-    def finished(self, row: Row, column: Column) -> dict[int, list[Record]]:
-        """Return the records of every finished seed: one per target domain, once all are there."""
+    def finished(self, row: Row, column: Column, target: str | None = None) -> dict[int, list[Record]]:
+        """Return the records of every finished seed: one per target domain once all are there, or one target's."""
         finished = {}
-        for seed, cells in self._cells[row.label, column].items():
+        for seed, every in self._cells[row.label, column].items():
+            cells = [cell for cell in every if target in (None, cell.target)]
             records = [record for cell in cells if (record := self._record(cell)) is not None]
-            if len(records) == len(cells):
+            if records and len(records) == len(cells):
                 finished[seed] = records
         return finished
 
-    def values(self, row: Row, column: Column, metric: str, rule: Selection) -> dict[int, float]:
-        """Return one value per finished seed, the mean over its target domains; none where that is undefined."""
+    def values(
+        self, row: Row, column: Column, metric: str, rule: Selection, target: str | None = None
+    ) -> dict[int, float]:
+        """Return one value per finished seed, the mean over its target domains or one of them; none where undefined."""
         means = {
             seed: math.fsum(score(record, metric, rule) for record in records) / len(records)
-            for seed, records in self.finished(row, column).items()
+            for seed, records in self.finished(row, column, target).items()
         }
         return {seed: mean for seed, mean in means.items() if not math.isnan(mean)}
 

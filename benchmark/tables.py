@@ -19,13 +19,17 @@ LABELLED_ONLY = "best_test"
 
 @dataclass(frozen=True)
 class Measure:
-    """One kind of number in the table; a `labelled` one is shown beside it and takes no part in any mark."""
+    """One kind of number in the table, the mean over target domains or of one `target`.
+
+    A `labelled` one is shown beside it and takes no part in any mark.
+    """
 
     name: str
     metric: str
     selection: Selection
     label: str
     labelled: bool = False
+    target: str | None = None
 
     @property
     def lower(self) -> bool:
@@ -75,7 +79,7 @@ class Entry:
     @property
     def complete(self) -> bool:
         """Whether every seed has the number; anything less takes part in no comparison and gets no mark."""
-        return len(self.values) == self.expected
+        return len(self.values) == self.expected > 0
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,13 @@ _LABELS = {
 def _measures(experiment: Experiment, selection: Selection) -> tuple[Measure, ...]:
     """Return the measures; the rule that looks at the test part only ever adds a labelled column."""
     rule: Selection = "best_val" if selection == LABELLED_ONLY else selection
-    found = [Measure(metric, metric, rule, _LABELS[metric]) for metric in experiment.metrics]
+    targets = list(
+        dict.fromkeys(target for name in experiment.datasets for target in experiment.targets_of(name) if target)
+    )
+    mean = ", mean over targets" if targets else ""
+    found = [Measure(metric, metric, rule, f"{_LABELS[metric]}{mean}") for metric in experiment.metrics]
+    first = experiment.metrics[0]
+    found += [Measure(f"{first} on {t}", first, rule, f"{_LABELS[first]}, target {t}", target=t) for t in targets]
     if selection == LABELLED_ONLY:
         label = f"{_LABELS['accuracy']}, epoch selected on test"
         found.append(Measure("accuracy_best_test", "accuracy", "best_test", label, labelled=True))
@@ -165,7 +175,8 @@ def _rows(experiment: Experiment) -> list[TableRow]:
 
 
 def _entry(experiment: Experiment, grid: Grid, row: Row, column: Column, measure: Measure) -> Entry:
-    values = grid.values(row, column, measure.metric, measure.selection)
+    values = grid.values(row, column, measure.metric, measure.selection, measure.target)
+    applies = measure.target is None or measure.target in experiment.targets_of(column[0])
     numbers = tuple(values.values())
     found = summarise(numbers) if numbers else None
     interval = t_interval(numbers) if len(numbers) > 1 else None
@@ -175,7 +186,7 @@ def _entry(experiment: Experiment, grid: Grid, row: Row, column: Column, measure
         backbone=column[1],
         fusion=column[2],
         measure=measure.name,
-        expected=experiment.seeds,
+        expected=experiment.seeds if applies else 0,
         seeds=tuple(values),
         values=numbers,
         mean=found.mean if found else None,
@@ -271,7 +282,7 @@ def build_table(
                 found = _placed(found, measure.lower)
             if measure is measures[0]:
                 found = _compared(found, reference, proposed, measure.lower)
-            if published is not None:
+            if published is not None and measure.target is None:
                 found = [
                     replace(
                         e,
