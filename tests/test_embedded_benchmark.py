@@ -20,7 +20,7 @@ from benchmark.paths import SOURCE_ROOT
 
 pytestmark = pytest.mark.slow
 
-REPRO_SECONDS = 360
+REPRO_SECONDS = 720
 NOTHING_TO_DO_SECONDS = 10
 
 
