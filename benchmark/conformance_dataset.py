@@ -51,7 +51,7 @@ def normalised(data: TaskData) -> str:
     batches = list(data.parts["train"].batches(BATCH))
     for modality in data.modalities:
         values = torch.cat([batch.inputs[modality].flatten() for batch in batches])
-        mean = 0.0 if modality in data.signed else values.mean().item()
+        mean = 0.0 if modality in data.zeros else values.mean().item()
         deviation = (values - mean).square().mean().sqrt().item()
         if abs(mean) > TOLERANCE or abs(deviation - 1) > TOLERANCE:
             return f"{modality}: mean {mean:.3f}, standard deviation {deviation:.3f}"

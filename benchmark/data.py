@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
@@ -11,8 +11,8 @@ from torch import Generator, Tensor
 
 from benchmark.dataset import PARTS
 from benchmark.errors import DataError, unknown_name
-from benchmark.preparation import obtain
-from benchmark.prepared import Prepared
+from benchmark.preparation import fit_normalisation, obtain
+from benchmark.prepared import Normalisation, Prepared
 from benchmark.registry import DATASETS
 
 Augment = Callable[[dict[str, Tensor], Generator], dict[str, Tensor]]
@@ -47,6 +47,11 @@ class Scaling:
 
     shift: Tensor
     scale: float
+
+    @classmethod
+    def of(cls, fitted: Normalisation, device: torch.device | str) -> Scaling:
+        """Return the scaling that gives mean 0 and standard deviation 1."""
+        return cls(torch.tensor([-fitted.mean / fitted.std], device=device), 1 / fitted.std)
 
 
 @dataclass(frozen=True)
@@ -155,7 +160,7 @@ class Part:
 class TaskData:
     """A dataset under one named split; `digest` (sha256 hex) is equal when the prepared data are equal.
 
-    `signed` modalities are normalised about the zero that their card fixes, and not about their mean.
+    `zeros` are the stored values about which signed modalities are normalised, and not about their mean.
     """
 
     parts: Mapping[str, Part]
@@ -164,13 +169,13 @@ class TaskData:
     classes: tuple[str, ...]
     domains: tuple[str, ...]
     digest: str
-    signed: tuple[str, ...] = ()
+    zeros: Mapping[str, float] = field(default_factory=dict)
 
     def without(self, target: str) -> dict[str, Part]:
         """Return the source domains' train and val parts, and the test part of the target domain alone.
 
-        Domain labels count the source domains; samples of the target have none. Raises DataError where a part has no
-        sample left.
+        All are normalised by what the sources' train part says. Domain labels count the source domains; samples of the
+        target have none. Raises DataError where a part has no sample left.
         """
         number = self.domains.index(target)
         sources = torch.tensor([place - (place > number) for place in range(len(self.domains))])
@@ -183,7 +188,14 @@ class TaskData:
                 raise DataError(f"No sample is left in {name} when domain {target!r} is left out. Use another target.")
             kept = None if name == "test" else sources.to(part.labels.device)[found.domains]
             parts[name] = replace(found, domains=kept)
-        return parts
+        scaling = {name: self._fitted(name, parts["train"]) for name in parts["train"].scaling}
+        return {name: replace(part, scaling=scaling) for name, part in parts.items()}
+
+    def _fitted(self, modality: str, part: Part) -> Scaling:
+        """Fit a modality's normalisation on one part."""
+        array, rows = part.inputs[modality].cpu().numpy(), part.rows[modality].unique().cpu().numpy()
+        fitted = fit_normalisation(array, rows, zero=self.zeros.get(modality))
+        return Scaling.of(fitted, part.labels.device)
 
 
 def load(dataset: str, split: str | None = None, device: torch.device | str = "cpu") -> TaskData:
@@ -195,7 +207,7 @@ def load(dataset: str, split: str | None = None, device: torch.device | str = "c
     split = split or entry.card.default_split
     if split not in entry.card.splits:
         raise unknown_name(f"split of dataset {dataset!r}", split, entry.card.splits)
-    return replace(place(obtain(dataset), split, device, entry.augment), signed=tuple(entry.card.zeros))
+    return replace(place(obtain(dataset), split, device, entry.augment), zeros=entry.card.zeros)
 
 
 def place(prepared: Prepared, split: str, device: torch.device | str, augmentation: Augment | None = None) -> TaskData:
@@ -214,10 +226,7 @@ def place(prepared: Prepared, split: str, device: torch.device | str, augmentati
         )
 
     inputs = {name: torch.from_numpy(prepared.array(name)).to(device) for name in index.rows}
-    scaling = {
-        name: Scaling(torch.tensor([-fitted.mean / fitted.std], device=device), 1 / fitted.std)
-        for name, fitted in meta.splits[split].normalisation.items()
-    }
+    scaling = {name: Scaling.of(fitted, device) for name, fitted in meta.splits[split].normalisation.items()}
     return TaskData(
         parts={name: part(name) for name in PARTS},
         modalities=tuple(index.rows),

@@ -71,7 +71,7 @@ def holed(values: torch.Tensor) -> torch.Tensor:
         ("finite", data(change=torch.Tensor.double), "torch.float64"),
         ("normalised", data(change=lambda x: x + 1), "a: mean 1.0"),
         ("normalised", data(change=lambda x: 3 * x), "standard deviation"),
-        ("normalised", replace(data(change=lambda x: x + 1), signed=("a",)), "standard deviation 1.41"),
+        ("normalised", replace(data(change=lambda x: x + 1), zeros={"a": 128.0}), "standard deviation 1.41"),
         ("classes", replace(data(), classes=("x", "y", "z", "absent")), "part train has no sample of class absent"),
         ("deterministic", data(Shaky), "two passes of one seed differ"),
     ],
@@ -84,4 +84,4 @@ def test_a_fault_is_found(check: str, faulty: TaskData, problem: str) -> None:
 def test_a_signed_modality_may_have_another_mean_than_zero() -> None:
     moved = data(change=lambda x: 0.6 * x + 0.8)
     assert "mean 0.8" in CHECKS["normalised"](moved)
-    assert CHECKS["normalised"](replace(moved, signed=("a",))) == ""
+    assert CHECKS["normalised"](replace(moved, zeros={"a": 128.0})) == ""

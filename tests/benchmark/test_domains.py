@@ -12,7 +12,7 @@ from torch import Tensor
 from baselines.joint import Joint
 from benchmark.conformance_task import Widths, check_parts, check_protocol, check_task
 from benchmark.context import Context, begin
-from benchmark.data import Part, TaskData
+from benchmark.data import Part, Scaling, TaskData
 from benchmark.errors import DataError, UsageError
 from benchmark.method import Method
 from benchmark.protocol import Cell, Experiment, Protocol, validated
@@ -77,6 +77,17 @@ def test_domain_labels_count_the_sources_and_the_target_has_none() -> None:
     assert left["test"].domains is None
 
 
+def test_normalisation_is_fitted_on_the_sources_training_part() -> None:
+    whole = data()
+    scaling = {"m0": Scaling(torch.zeros(1), 1.0)}
+    whole = replace(whole, parts={name: replace(part, scaling=scaling) for name, part in whole.parts.items()})
+    left = whole.without("south")
+    seen = torch.cat([batch.inputs["m0"] for batch in left["train"].batches(64)])
+    assert seen.mean().item() == pytest.approx(0.0, abs=1e-6)
+    assert seen.std(correction=0).item() == pytest.approx(1.0, abs=1e-6)
+    assert left["test"].scaling == left["train"].scaling
+
+
 def test_a_target_without_test_samples_is_refused() -> None:
     whole = data()
     test = whole.parts["test"]
@@ -88,6 +99,9 @@ def test_a_target_without_test_samples_is_refused() -> None:
 def test_the_target_leaks_into_nothing_but_the_final_test() -> None:
     """Every sample of the target is replaced, in all parts: training, validation and selection stay what they were."""
     whole = data()
+    # Stored numbers, which are normalised on the way to a method.
+    scaling = {"m0": Scaling(torch.zeros(1), 1.0)}
+    whole = replace(whole, parts={name: replace(part, scaling=scaling) for name, part in whole.parts.items()})
     generator = torch.Generator().manual_seed(9)
 
     def disturbed(part: Part) -> Part:
