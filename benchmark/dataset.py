@@ -150,7 +150,8 @@ class DatasetCard:
     """What a dataset is: terms, classes, shapes per sample, named splits with their reasons, and sources.
 
     `zeros` gives the stored value that means zero in a modality whose sign counts, as that of motion does: it is
-    normalised to 0, so that a change of sign stays one. The other modalities are normalised to mean 0.
+    normalised to 0, so that a change of sign stays one. The other modalities are normalised to mean 0. `raw` names the
+    dataset whose sources these are, where it is another one: both then read the same raw files, fetched once.
     """
 
     name: str
@@ -164,6 +165,7 @@ class DatasetCard:
     domains: tuple[str, ...] = ()
     sources: tuple[Source, ...] = ()
     zeros: Mapping[str, float] = field(default_factory=dict)
+    raw: str = ""
 
     def __post_init__(self) -> None:
         """Refuse a card that contradicts itself, before anything is fetched."""
@@ -181,6 +183,11 @@ class DatasetCard:
     def modalities(self) -> tuple[str, ...]:
         """The input streams, in the order of `shapes`."""
         return tuple(self.shapes)
+
+    @property
+    def raw_name(self) -> str:
+        """Name of the folder of raw files, among those of all datasets and in a mirror."""
+        return self.raw or self.name
 
 
 class Dataset(ABC):

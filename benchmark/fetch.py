@@ -53,11 +53,12 @@ def fetch(
 ) -> list[Verification]:
     """Bring every source of a dataset below `destination`, verified; returns what was found per source.
 
-    `mirror` (None: the folder in EQUIPOISE_MIRROR, if set) holds files as `<dataset>/<file name>` and is
-    looked at before any URL. Raises DataError when a source cannot be had or verified, or the disk is full.
+    `mirror` (None: the folder in EQUIPOISE_MIRROR, if set) holds files as `<dataset>/<file name>`, under the name of
+    the dataset whose sources they are, and is looked at before any URL. Raises DataError when a source cannot be had
+    or verified, or the disk is full.
     """
     card = dataset.card
-    return fetch_sources(card.name, card.sources, destination, mirror, progress=progress, patience=patience)
+    return fetch_sources(card.raw_name, card.sources, destination, mirror, progress=progress, patience=patience)
 
 
 def fetch_sources(

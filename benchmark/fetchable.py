@@ -7,7 +7,7 @@ from benchmark.dataset import Verification
 from benchmark.download import Progress
 from benchmark.errors import unknown_name
 from benchmark.fetch import fetch, fetch_sources
-from benchmark.paths import data_home
+from benchmark.paths import raw_home
 from benchmark.registry import BACKBONES, DATASETS
 
 
@@ -17,7 +17,8 @@ def fetch_named(name: str, *, progress: Progress = lambda *_: None) -> list[Veri
     Raises UsageError for an unknown name, DataError when a file cannot be had or verified.
     """
     if name in DATASETS.names():
-        return fetch(DATASETS.load(name), data_home() / "raw" / name, progress=progress)
+        dataset = DATASETS.load(name)
+        return fetch(dataset, raw_home(dataset.card.raw_name), progress=progress)
     if name in BACKBONES.names():
         sources = tuple(BACKBONES.load(name).weights.values())
         return fetch_sources(name, sources, weights_folder(name), progress=progress)

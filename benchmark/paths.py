@@ -35,6 +35,11 @@ def data_home() -> Path:
     return Path(explicit).resolve() if explicit else workspace() / "data"
 
 
+def raw_home(dataset: str) -> Path:
+    """Return the folder of a dataset's raw files."""
+    return data_home() / "raw" / dataset
+
+
 def prepared_home(dataset: str) -> Path:
     """Return the folder of a dataset's prepared form."""
     return data_home() / "prepared" / dataset

@@ -16,7 +16,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from benchmark.dataset import PARTS, Dataset, DatasetCard, storage_error
 from benchmark.errors import DataError
-from benchmark.paths import data_home, prepared_home
+from benchmark.paths import prepared_home, raw_home
 from benchmark.prepared import (
     INDEX,
     META,
@@ -212,10 +212,10 @@ def obtain(name: str) -> Prepared:
 
 
 def _registered(name: str) -> tuple[Dataset, Path, Path, str]:
-    home = data_home()
+    dataset = DATASETS.load(name)()
     return (
-        DATASETS.load(name)(),
-        home / "raw" / name,
+        dataset,
+        raw_home(dataset.card.raw_name),
         prepared_home(name),
         DATASETS.entry(name).source_digest(),
     )

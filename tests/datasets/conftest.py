@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import wave
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ RATE = 8000
 
 @dataclass(frozen=True)
 class Spoken:
-    """`raw` holds 144 verified recordings; `mirror` holds an archive of them as `av_digits/v1.0.10.zip`."""
+    """`raw` holds verified recordings; `mirror` holds an archive of them as `av_digits/v1.0.10.zip`."""
 
     raw: Path
     mirror: Path
@@ -39,12 +40,23 @@ def write_tone(file: Path, frequency: float, seconds: float) -> None:
 
 @pytest.fixture
 def spoken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Spoken:
-    """2 digits x 6 speakers x 12 indices of 0.2 to 1.2 s, and a manifest that av_digits takes for its own."""
+    """144 recordings: every part of `av_digits` has some."""
+    return stand_in(tmp_path, monkeypatch, range(12))
+
+
+@pytest.fixture
+def spoken_domains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Spoken:
+    """60 recordings: every part of `av_digits_dg` has some."""
+    return stand_in(tmp_path, monkeypatch, (0, 9, 10, 15, 49))
+
+
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, indices: Sequence[int]) -> Spoken:
+    """2 digits x 6 speakers x `indices` of 0.2 to 1.2 s, and a manifest that av_digits takes for its own."""
     raw = tmp_path / "data" / "raw" / "av_digits"
     (raw / "recordings").mkdir(parents=True)
     files = {}
     for number, (digit, speaker, index) in enumerate(
-        (digit, speaker, index) for digit in range(2) for speaker in SPEAKERS for index in range(12)
+        (digit, speaker, index) for digit in range(2) for speaker in SPEAKERS for index in indices
     ):
         path = f"recordings/{digit}_{speaker}_{index}.wav"
         # One frequency per digit; the length makes every recording different.
