@@ -8,7 +8,7 @@ from functools import reduce
 from typing import Any
 
 from benchmark.proposals import Field, Space, Trial, best, propose
-from benchmark.protocol import Cell, Column, Experiment, Row, Selection, Setting, Tuning, column_name
+from benchmark.protocol import Cell, Column, Experiment, Row, Selection, Setting, Tuning, place_name
 from benchmark.scores import Record, select_epoch
 from benchmark.store import Store
 
@@ -21,20 +21,30 @@ Document = dict[str, Any]
 
 @dataclass
 class Candidate:
-    """A row in a column group of the untuned experiment, with what was tried for it."""
+    """A row in a column group of the untuned experiment and before one target domain, with what was tried for it.
+
+    A target is tuned for itself, on the other domains: what those say of another target would let its data speak.
+    """
 
     experiment: Experiment
     tuning: Tuning
     column: Column
     row: Row
+    target: str | None = None
     trials: list[Trial] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
     """The method's options, defaults included, in the untuned trial."""
     provenance: list[Any] = field(default_factory=list)
 
+    @property
+    def place(self) -> str:
+        """Name of the column group and target."""
+        return place_name(self.column, self.target)
+
     def cells(self, setting: Setting) -> list[Cell]:
         """Return a trial's training runs."""
-        return [self.experiment.cell(self.row, self.column, s, setting) for s in seeds(self.experiment, self.tuning)]
+        numbers = seeds(self.experiment, self.tuning)
+        return [self.experiment.cell(self.row, self.column, seed, setting, self.target) for seed in numbers]
 
     def space(self) -> Space:
         """Return what the row may vary, with the untuned values as far as they are known."""
@@ -49,7 +59,7 @@ class Candidate:
 
     def ask(self) -> Setting | None:
         """Return the next trial's setting, None when the row has had every combination."""
-        return propose(self.space(), self.trials, (self.experiment.name, column_name(self.column), self.row.label))
+        return propose(self.space(), self.trials, (self.experiment.name, self.place, self.row.label))
 
     def tell(self, setting: Setting, store: Store, reasons: Mapping[str, str]) -> None:
         """Add a trial whose cells are finished or have failed, for `reasons` by key."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmark.comparisons import ALPHA
-from benchmark.protocol import UNDEFINED_WITHOUT_ERRORS, Column, column_name
+from benchmark.protocol import UNDEFINED_WITHOUT_ERRORS, Column, column_name, place_name
 from benchmark.tables import Table
 
 _BEST_VAL = "best_val, the epoch with the best validation accuracy (ties: the earliest)"
@@ -141,7 +141,12 @@ def _tuning(table: Table) -> Iterator[str]:
         f"{tuning.seeds} seed(s) that the table does not use, by validation accuracy. "
         f"Search space: {'; '.join([*(f'every row: {text}' for text in shared), *own]) or 'empty'}."
     )
-    names = {column_name(column): name for column, name in short_names(table.columns).items()}
+    targets = [None, *(measure.target for measure in table.measures if measure.target)]
+    names = {
+        place_name(column, target): " · ".join(part for part in (name, target) if part)
+        for column, name in short_names(table.columns).items()
+        for target in targets
+    }
     for column, rows in tuning.chosen.items():
         found = [f"{row}: {_choices(values) or 'untuned values'}" for row, values in rows.items() if values is not None]
         missing = [row for row, values in rows.items() if values is None]

@@ -249,6 +249,11 @@ def column_name(column: Column) -> str:
     return "/".join(column)
 
 
+def place_name(column: Column, target: str | None) -> str:
+    """Return where a row is tuned: a column group, and of that each target domain for itself."""
+    return column_name(column) if target is None else f"{column_name(column)}/{target}"
+
+
 _UNTUNED = Setting()
 
 
@@ -292,9 +297,7 @@ class Experiment(Frozen):
     official: bool = Field(False, description="methods start from their authors' options for the dataset")
     notes: tuple[str, ...] = Field((), description="readings of what a paper leaves open, for the footer")
     tuning: Tuning | None = None
-    tuned: dict[str, dict[str, Setting]] = Field(
-        {}, description="by column group and row, as `equipoise tune` wrote it"
-    )
+    tuned: dict[str, dict[str, Setting]] = Field({}, description="by place and row, as `equipoise tune` wrote it")
 
     def model_post_init(self, _context: Any) -> None:
         """Refuse names that no registry knows, a reference that is not a row, and a method in both groups."""
@@ -332,9 +335,9 @@ class Experiment(Frozen):
         """Return every column group, in the order of the papers: all datasets of a backbone side by side."""
         return [(d, b, f) for b in self.backbones for d in self.datasets for f in self.fusions]
 
-    def setting(self, row: Row, column: Column) -> Setting:
-        """Return what tuning chose for a row in a column group: nothing before it has run."""
-        return self.tuned.get(column_name(column), {}).get(row.label, _UNTUNED)
+    def setting(self, row: Row, column: Column, target: str | None = None) -> Setting:
+        """Return what tuning chose for a row in a column group and target domain: nothing before it has run."""
+        return self.tuned.get(place_name(column, target), {}).get(row.label, _UNTUNED)
 
     def cell(
         self, row: Row, column: Column, seed: int, setting: Setting | None = None, target: str | None = None
@@ -344,7 +347,7 @@ class Experiment(Frozen):
         `setting` goes before the tuned one.
         """
         dataset, backbone, fusion = column
-        setting = setting or self.setting(row, column)
+        setting = setting or self.setting(row, column, target)
         return Cell(
             dataset=dataset,
             backbone=backbone,

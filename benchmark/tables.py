@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from benchmark.comparisons import Comparison, Detectable, Rank, Sample, detectable, families, ranks
-from benchmark.protocol import LOWER_IS_BETTER, Column, Experiment, Row, Selection, canonical, column_name
+from benchmark.protocol import LOWER_IS_BETTER, Column, Experiment, Row, Selection, canonical, place_name
 from benchmark.published import Published, Verdict
 from benchmark.scores import Grid, Origin, Record
 from benchmark.statistics import summarise, t_interval, zero_variance
@@ -94,7 +94,7 @@ class Missing:
 
 @dataclass(frozen=True)
 class Tuned:
-    """How the rows were tuned: budget, search space, and what was chosen by column group and row (None: not yet)."""
+    """How the rows were tuned: budget, search space, and what was chosen by place and row (None: not yet)."""
 
     trials: int
     seeds: int
@@ -243,9 +243,12 @@ def _tuned(experiment: Experiment) -> Tuned | None:
     if tuning is None:
         return None
     chosen: dict[str, dict[str, dict[str, Any] | None]] = {}
-    for column in experiment.columns():
-        by_row = experiment.tuned.get(column_name(column), {})
-        chosen[column_name(column)] = {
+    places = [
+        place_name(column, target) for column in experiment.columns() for target in experiment.targets_of(column[0])
+    ]
+    for place in places:
+        by_row = experiment.tuned.get(place, {})
+        chosen[place] = {
             row.label: {**by_row[row.label].protocol, **by_row[row.label].options} if row.label in by_row else None
             for row in experiment.rows()
         }

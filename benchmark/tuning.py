@@ -18,7 +18,7 @@ from benchmark.errors import INTERRUPTED, DataError, SchemaError, UsageError
 from benchmark.experiments import absent_data, tuned, tuning_file, tuning_terms
 from benchmark.grid import Train, complete, refuse_unknown_methods
 from benchmark.paths import results_home
-from benchmark.protocol import Experiment, Setting, Tuning, column_name
+from benchmark.protocol import Experiment, Setting, Tuning
 from benchmark.run import check_cell, run_cell
 from benchmark.store import Store, write_atomically
 
@@ -52,8 +52,13 @@ def tune(
     click.echo("".join(f"left out: {reason}\n" for reason in left_out), err=True, nl=False)
     rows = [row for row in experiment.rows() if not methods or row.method in methods]
     store = Store(results_home() / "work" / "tuning")
-    every = [Candidate(experiment, tuning, column, row) for column, row in product(columns, rows)]
-    todo = [c for c in every if not c.settled(known.get(column_name(c.column), {}).get(c.row.label), store)]
+    every = [
+        Candidate(experiment, tuning, column, row, target)
+        for column in columns
+        for target in experiment.targets_of(column[0])
+        for row in rows
+    ]
+    todo = [c for c in every if not c.settled(known.get(c.place, {}).get(c.row.label), store)]
     if todo:
         _refuse_wrong_values(experiment, todo)
         status = _search(experiment, tuning, todo, budget or tuning.trials, store, jobs, train)
@@ -149,7 +154,7 @@ def _write(experiment: Experiment, tuning: Tuning, candidates: Sequence[Candidat
     """Put the rows' entries into the result file; it is read again, as another process may tune other rows."""
     columns = _entries(experiment)
     for candidate in candidates:
-        columns.setdefault(column_name(candidate.column), {})[candidate.row.label] = candidate.document()
+        columns.setdefault(candidate.place, {})[candidate.row.label] = candidate.document()
     chosen = {
         column: {row: entry["chosen"] for row, entry in rows.items() if entry["chosen"] is not None}
         for column, rows in columns.items()
@@ -173,9 +178,9 @@ def _report(columns: Mapping[str, Mapping[str, Document]], candidates: Sequence[
     from tabulate import tabulate
 
     lines = [
-        [column_name(item.column), item.row.label, *_outcome(columns[column_name(item.column)][item.row.label])]
+        [item.place, item.row.label, *_outcome(columns[item.place][item.row.label])]
         for item in candidates
-        if item.row.label in columns.get(column_name(item.column), {})
+        if item.row.label in columns.get(item.place, {})
     ]
     heads = ["column group", "row", "untuned, val %", "tuned, val %", "chosen", "trials"]
     return tabulate(lines, heads, "simple", disable_numparse=True)

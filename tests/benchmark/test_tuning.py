@@ -21,7 +21,9 @@ from benchmark.grid import Train
 from benchmark.paths import SOURCE_ROOT
 from benchmark.proposals import Space, Trial, best, propose
 from benchmark.protocol import Cell, Experiment, Setting, Tuning, validated
+from benchmark.rendering import render
 from benchmark.store import State, Store
+from benchmark.tables import build_table
 from tests.benchmark import fake_cells
 
 RATES = [0.001, 0.01, 0.1]
@@ -379,3 +381,27 @@ def test_tune_trains_and_shows_what_it_chose(
     again = subprocess.run([sys.executable, "-c", code], cwd=SOURCE_ROOT, check=True, capture_output=True, text=True)
     assert again.stdout.startswith("tiny: all 1 rows are tuned.")
     assert again.stdout.endswith("False\n"), "a tuned experiment imports torch"
+
+
+class TrainingByTarget(Training):
+    """Target r30 wants another learning rate than the others."""
+
+    def __call__(self, cell: Cell, work: Path) -> dict[str, Any]:
+        record = super().__call__(cell, work)
+        if cell.target == "r30" and cell.protocol.optimizer.lr == 0.1:
+            record["epochs"][0]["val"]["accuracy"] = 0.99
+        return record
+
+
+def test_every_target_is_tuned_on_the_other_domains_alone(tmp_path: Path) -> None:
+    changes = {"datasets": ["digits_dg"], "targets": ["all"], "proposed": None}
+    declare(tmp_path, **changes)
+    train = TrainingByTarget()
+    assert tuning.tune(load_experiment("tiny"), train=train) == 0
+    assert {cell.target for cell in train.cells} == {"r0", "r30", "r60"}
+    loaded = load_experiment("tiny")
+    [row] = loaded.rows()
+    rates = {cell.target: cell.protocol.optimizer.lr for cell in loaded.cells_of(row, loaded.columns()[0])}
+    assert rates == {"r0": 0.01, "r30": 0.1, "r60": 0.01}
+    shown = render(build_table(loaded, []), "md")
+    assert "Chosen on r30: joint: optimizer.lr=0.1." in shown
