@@ -32,12 +32,16 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
     )
 
 
-def project_conflict(vector: Tensor, other: Tensor) -> Tensor:
-    """Remove from `vector` `(P,)` its component along `other` if they conflict (negative inner product)."""
+def conflicting_part(vector: Tensor, other: Tensor) -> Tensor:
+    """Return the f of `vector`'s component f * `other` if the vectors `(P,)` conflict (negative product), else 0."""
     inner = torch.dot(vector, other)
     square = torch.dot(other, other)
-    factor = torch.where((inner < 0) & (square > NEGLIGIBLE_SQUARE), inner / square.clamp_min(NEGLIGIBLE_SQUARE), 0.0)
-    return vector - factor * other
+    return torch.where((inner < 0) & (square > NEGLIGIBLE_SQUARE), inner / square.clamp_min(NEGLIGIBLE_SQUARE), 0.0)
+
+
+def project_conflict(vector: Tensor, other: Tensor) -> Tensor:
+    """Remove from `vector` `(P,)` its component along `other` if they conflict (negative inner product)."""
+    return vector - conflicting_part(vector, other) * other
 
 
 def min_norm_weight(a: Tensor, b: Tensor) -> float:

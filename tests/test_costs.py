@@ -42,6 +42,7 @@ COSTS = [
     ("cggm", {}, 1.0),
     ("balgrad", {}, 7 / 3),
     ("rgm", {}, 1.0),
+    ("gmp", {}, 5 / 3),
 ]
 TOLERANCE = 0.10
 

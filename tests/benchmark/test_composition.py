@@ -22,6 +22,7 @@ from benchmark.protocol import Cell, Protocol, validated
 from benchmark.registry import METHODS
 from benchmark.run import build_method
 from benchmark.training import Fit, fit
+from methods.gmp import GMP
 from methods.rgm import RGM
 
 TASK = check_task(2, Widths.EQUAL)
@@ -46,6 +47,7 @@ def test_a_modulation_that_does_nothing_leaves_the_host_bit_for_bit() -> None:
 def test_around_joint_training_a_modulation_is_the_method_itself() -> None:
     assert same(trained(METHODS.load("joint+ogm_ge")), trained(OGMGE))
     assert same(trained(METHODS.load("joint+rgm")), trained(RGM))
+    assert same(trained(METHODS.load("joint+gmp")), trained(GMP))
 
 
 def test_a_composition_differs_from_host_and_modulation() -> None:
@@ -54,7 +56,7 @@ def test_a_composition_differs_from_host_and_modulation() -> None:
     assert "unimodal_heads.m0.weight" in both.model.state_dict()
 
 
-@pytest.mark.parametrize("name", ["active_learning+ogm_ge", "active_learning+rgm", "base+rgm"])
+@pytest.mark.parametrize("name", ["active_learning+ogm_ge", "active_learning+rgm", "base+rgm", "active_learning+gmp"])
 def test_a_composition_conforms_like_a_method(name: str) -> None:
     checks = {check: function for check, function in CHECKS.items() if check != "cost"}
     records = list(check_method(METHODS.load(name), name, checks=checks))
@@ -80,6 +82,7 @@ def test_what_does_not_go_together_is_refused_with_the_reason(name: str, message
 def test_an_adversary_comes_from_the_host_or_from_a_modulation_about_domains() -> None:
     assert not METHODS.load("joint+ogm_ge").adversarial
     assert METHODS.load("base+ogm_ge").adversarial
+    assert METHODS.load("joint+gmp").adversarial
 
 
 def test_a_composition_is_described_and_digested_as_both() -> None:
