@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,12 @@ class _Reversal(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return -ctx.weight * gradient, None
+
+
+def reverse(values: Tensor, weight: float) -> Tensor:
+    """Return `values`, whose gradient is multiplied by `-weight` on its way back."""
+    result: Tensor = _Reversal.apply(values, weight)  # type: ignore[no-untyped-call]
+    return result
 
 
 def perceptron(width: int, hidden: int, outputs: int) -> nn.Sequential:
@@ -109,9 +116,21 @@ class MultimodalModel(nn.Module):
         What comes before the discriminator receives `-reversal` times the gradient.
         """
         assert self.discriminator is not None, "the model was built without a discriminator"
-        hidden = _Reversal.apply(self.fusion(self.completed(features)), reversal)  # type: ignore[no-untyped-call]
-        logits: Tensor = self.discriminator(hidden)
+        logits: Tensor = self.discriminator(reverse(self.fuse(features), reversal))
         return logits
+
+    @contextlib.contextmanager
+    def heads_in_evaluation(self) -> Iterator[None]:
+        """Switch everything but the encoders to evaluation mode for a while."""
+        heads = [child for name, child in self.named_children() if name != "encoders"]
+        training = [module for head in heads for module in head.modules() if module.training]
+        for module in training:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
 
     @property
     def output(self) -> nn.Linear:

@@ -19,8 +19,7 @@ another method, its class losses are one gradient, and its other losses are adde
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 import torch
@@ -41,6 +40,7 @@ Variant = Literal["full", Igdm, Cagp]
 Form = Literal["printed", "continuous"]
 Scalar = TypeVar("Scalar", float, Tensor)
 Flag = bool | Tensor
+Apart = dict[str, dict[str, dict[str, Tensor]]]  # gradients by group of losses, modality and parameter
 
 
 class Rule(NamedTuple):
@@ -51,21 +51,13 @@ class Rule(NamedTuple):
     projects: Callable[[float | Tensor], tuple[Flag, Flag]]
 
 
-def _neither(_: float | Tensor) -> tuple[Flag, Flag]:
-    return False, False
-
-
-def _stronger(gamma: float | Tensor) -> tuple[Flag, Flag]:
-    return gamma > 1, gamma < 1
-
-
 RULES: Mapping[Variant, Rule] = {
-    "full": Rule("k", "p", _stronger),
-    "igdm_only": Rule("k", "p", _neither),
-    "cagp_only": Rule("one", "one", _stronger),
-    "unified_modulation": Rule("k", "k", _neither),
-    "igdm_without_k": Rule("one", "p", _neither),
-    "igdm_without_p": Rule("k", "one", _neither),
+    "full": Rule("k", "p", lambda gamma: (gamma > 1, gamma < 1)),
+    "igdm_only": Rule("k", "p", lambda _: (False, False)),
+    "cagp_only": Rule("one", "one", lambda gamma: (gamma > 1, gamma < 1)),
+    "unified_modulation": Rule("k", "k", lambda _: (False, False)),
+    "igdm_without_k": Rule("one", "p", lambda _: (False, False)),
+    "igdm_without_p": Rule("k", "one", lambda _: (False, False)),
     "fixed_projection_class": Rule("one", "one", lambda _: (True, False)),
     "fixed_projection_domain": Rule("one", "one", lambda _: (False, True)),
     "pcgrad": Rule("one", "one", lambda _: (True, True)),
@@ -89,8 +81,7 @@ def ratios(
     """
     if len(class_confidence) < 2 or class_confidence.keys() != domain_confidence.keys():
         raise UsageError(
-            "GMP compares two or more modalities, each with a class and a domain confidence. "
-            f"Found {list(class_confidence)} and {list(domain_confidence)}."
+            f"GMP needs two or more modalities in both. Found {[*class_confidence]} and {[*domain_confidence]}."
         )
     rho = _over_others(class_confidence)
     sigma = {name: 1 / value for name, value in _over_others(domain_confidence).items()}
@@ -134,20 +125,6 @@ def modulate(
     return (own - domain * along_class) * class_gradient + (domain - own * along_domain) * domain_gradient
 
 
-@contextlib.contextmanager
-def _heads_in_evaluation(model: MultimodalModel) -> Iterator[None]:
-    """Switch everything but the encoders to evaluation mode for a while."""
-    heads = [child for name, child in model.named_children() if name != "encoders"]
-    training = [module for head in heads for module in head.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
 def true_confidence(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the probability of each sample's target `(B,)`, float64, from logits `(B, C)` (Eqs. 6, 7)."""
     return logits.double().softmax(1).gather(1, targets[:, None]).squeeze(1)
@@ -158,10 +135,17 @@ def confidences(
     model: MultimodalModel, features: Mapping[str, Tensor], labels: Tensor, domains: Tensor
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return each modality's class and domain confidence `(B,)` with the others' features `(B, d_m)` zeroed."""
-    with _heads_in_evaluation(model):
+    with model.heads_in_evaluation():
         alone = {name: {name: values} for name, values in features.items()}
         own = {name: true_confidence(model.classify(part), labels) for name, part in alone.items()}
         return own, {name: true_confidence(model.domain_logits(part), domains) for name, part in alone.items()}
+
+
+def known_domains(batch: Batch) -> Tensor:
+    """Return the domain of every sample `(B,)`; raises UsageError for a batch without."""
+    if batch.domains is None:
+        raise UsageError("GMP needs the domain of every training sample. Found a batch without domains.")
+    return batch.domains
 
 
 class GMP(Method):
@@ -206,20 +190,27 @@ class GMP(Method):
         forward = ctx.forward(batch)
         losses = self.losses(forward, batch, ctx)
         scales = self._scales(forward, batch, ctx)
-        found = ctx.feature_gradients_per_loss(forward, self._groups(losses), domain_apart=True)
-        unreached = {name: torch.zeros_like(values) for name, values in forward.features.items()}
-        apart = {group: ctx.encoder_gradients(forward, unreached | values) for group, values in found.items()}
+        apart = self._apart(forward, losses, ctx)
         written = {}
         for name, like in apart["class"].items():
             flat = {group: flatten(list(values[name].values())) for group, values in apart.items()}
             k, p, gamma = scales[name]
             whole = modulate(flat["class"], flat["domain"], k=k, p=p, gamma=gamma, variant=self.options.variant)
-            if "auxiliary" in flat:
-                whole = whole + flat["auxiliary"]
             ctx.note(f"share of conflicts, {name}", (torch.dot(flat["class"], flat["domain"]) < 0).double())
+            whole = whole + flat.get("auxiliary", 0.0)
             written[name] = dict(zip(like, unflatten(whole, list(like.values())), strict=True))
-        ctx.set_encoder_grads(written)
+        self._write(written, ctx)
         ctx.update(total(losses))
+
+    def _apart(self, forward: Forward, losses: Mapping[str, Tensor], ctx: Context) -> Apart:
+        """Return each encoder's gradients of the groups of losses, zeros where a group does not reach one."""
+        found = ctx.feature_gradients_per_loss(forward, self._groups(losses), domain_apart=True)
+        unreached = {name: torch.zeros_like(values) for name, values in forward.features.items()}
+        return {group: ctx.encoder_gradients(forward, unreached | values) for group, values in found.items()}
+
+    def _write(self, gradients: Mapping[str, dict[str, Tensor]], ctx: Context) -> None:
+        """Give the parameters of each modality their gradients."""
+        ctx.set_encoder_grads(gradients)
 
     def _groups(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the sum of the losses that teach the classes and, if there are any, of the others."""
@@ -229,22 +220,21 @@ class GMP(Method):
 
     def _scales(self, forward: Forward, batch: Batch, ctx: Context) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
         """Return and note k, p and Gamma, 0-d, of every modality."""
-        if batch.domains is None:
-            raise UsageError("GMP needs the domain of every training sample. Found a batch without domains.")
-        with ctx.run.autocast():
-            known = confidences(ctx.model, forward.features, batch.labels, batch.domains)
-        rho, sigma, gamma = ratios(*known)
+        rho, sigma, gamma = self._ratios(forward, batch, ctx)
         result = {}
         for name in rho:
             k = coefficient(rho[name], self.options.alpha_k, self.options.coefficient)
             p = coefficient(sigma[name], self.options.alpha_p, self.options.coefficient)
-            notes = {"log rho": rho[name].log(), "log sigma": sigma[name].log(), "k": k, "p": p}
-            for what, value in notes.items():
+            for what, value in (("log rho", rho[name].log()), ("log sigma", sigma[name].log()), ("k", k), ("p", p)):
                 ctx.note(f"{what}, {name}", value)
             result[name] = k, p, gamma[name]
         return result
 
+    def _ratios(self, forward: Forward, batch: Batch, ctx: Context) -> tuple[dict[str, Tensor], ...]:
+        """Return rho, sigma and Gamma, 0-d, of every modality."""
+        with ctx.run.autocast():
+            return ratios(*confidences(ctx.model, forward.features, batch.labels, known_domains(batch)))
+
     def expected_passes(self, plan: Plan) -> Passes:
         """Return one backward each for class and domain, and one more around a method that has auxiliary losses."""
-        auxiliary = type(self).supervises is not Method.supervises
-        return Passes(1, 3 if auxiliary else 2)
+        return Passes(1, 2 if type(self).supervises is Method.supervises else 3)

@@ -43,6 +43,7 @@ COSTS = [
     ("balgrad", {}, 7 / 3),
     ("rgm", {}, 1.0),
     ("gmp", {}, 5 / 3),
+    ("gmp_bench", {}, 7 / 3),
 ]
 TOLERANCE = 0.10
 

@@ -165,7 +165,7 @@ def test_an_epoch_records_the_ratios_of_figure_5_the_coefficients_and_the_confli
 
 def test_a_batch_without_domains_is_refused() -> None:
     method = built(GMP)
-    ctx = begin(method, initialised(method, 0).train(), check_protocol(), 0, PARTS["train"], PARTS["val"])
+    ctx: Context = begin(method, initialised(method, 0).train(), check_protocol(), 0, PARTS["train"], PARTS["val"])
     with pytest.raises(UsageError, match="Found a batch without domains"):
         method.step(replace(batch(), domains=None), ctx)
 
