@@ -116,7 +116,7 @@ class MultimodalModel(nn.Module):
         What comes before the discriminator receives `-reversal` times the gradient.
         """
         assert self.discriminator is not None, "the model was built without a discriminator"
-        logits: Tensor = self.discriminator(reverse(self.fuse(features), reversal))
+        logits: Tensor = self.discriminator(reverse(self.fusion(self.completed(features)), reversal))
         return logits
 
     @contextlib.contextmanager
