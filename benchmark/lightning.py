@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -84,7 +84,8 @@ class BalancedModule(LightningModule):
     weights. Give the training and validation data as parts (`Part.from_tensors`) and call `trainer.fit(module)`; or,
     for methods that need no look at the data beyond the batch, pass the Trainer your own DataLoader of `(inputs by
     modality, labels)`; Lightning reads a plain list as several loaders. Logs `train_loss`, `balance_factor` and
-    `val_accuracy`. Raises UsageError for an unknown method, a wrong option or a task that the method refuses.
+    `val_accuracy`. `domains` names the source domains that the part's domain labels count; methods then learn to hide
+    them. Raises UsageError for an unknown method, a wrong option or a task that the method refuses.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class BalancedModule(LightningModule):
         train: Part | None = None,
         val: Part | None = None,
         fusion: str = "concat",
+        domains: Sequence[str] = (),
         options: Mapping[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
@@ -112,6 +114,8 @@ class BalancedModule(LightningModule):
             epochs=protocol.epochs,
             backbone=lambda name, _shape: copy.deepcopy(encoders[name]),
             fusion=FUSIONS.load(fusion),
+            domains=tuple(domains),
+            hidden=protocol.hidden,
         )
         chosen = validated(kind.Options, dict(options or {}), f"Options of method {method!r}")
         reason = kind.refuses(chosen, task)

@@ -13,7 +13,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmark.conformance_task import Tiny, Widths, check_parts, check_protocol, check_task
+from benchmark.conformance_task import SOURCES, Tiny, Widths, check_parts, check_protocol, check_task
 from benchmark.errors import UsageError
 from benchmark.lightning import BalancedModule
 from benchmark.registry import METHODS
@@ -46,11 +46,17 @@ def options(name: str) -> dict[str, Any]:
 
 def ours(name: str) -> Fit:
     method = METHODS.load(name)
-    return fit(method(method.Options(**options(name)), TASK), PARTS, check_protocol(), 0)
+    task = replace(TASK, domains=domains(name))
+    return fit(method(method.Options(**options(name)), task), PARTS, check_protocol(), 0)
+
+
+def domains(name: str) -> tuple[str, ...]:
+    return SOURCES[: METHODS.load(name).info.min_domains]
 
 
 def module(name: str, **data: Any) -> BalancedModule:
-    return BalancedModule(name, ENCODERS, TASK.classes, check_protocol(), options=options(name), **data)
+    given = {"options": options(name), "domains": domains(name), **data}
+    return BalancedModule(name, ENCODERS, TASK.classes, check_protocol(), **given)
 
 
 def loader() -> DataLoader[Any]:
