@@ -15,6 +15,7 @@ from torch.nn import functional
 from baselines.joint import Joint
 from benchmark import training
 from benchmark.conformance_task import Widths, check_parts, check_protocol, check_task
+from benchmark.conformance_trial import Trial
 from benchmark.context import Context, Forward, begin, learning_rate
 from benchmark.data import Batch
 from benchmark.errors import CellError
@@ -279,8 +280,7 @@ def test_training_aside_leaves_the_run_and_the_process_s_random_state_as_they_we
 
 @pytest.mark.parametrize("name", METHODS.names())
 def test_every_method_records_the_accuracy_without_each_modality(name: str) -> None:
-    kind, task = METHODS.load(name), check_task(2, Widths.EQUAL)
-    method = kind(kind.Options(**kind.sample_options(task)), task)
+    method = Trial(METHODS.load(name), {}).build()
     model = initialised(method, 0)
     metrics = evaluate(method, model, check_parts(2)["test"], 8)
     assert metrics["missing"].keys() == {"m0", "m1"}
@@ -288,9 +288,8 @@ def test_every_method_records_the_accuracy_without_each_modality(name: str) -> N
 
 def selected_early(name: str) -> tuple[Fit, Mapping[str, Any]]:
     """A run whose best validation epoch is not the last one, and that epoch's record."""
-    kind, task = METHODS.load(name), check_task(2, Widths.EQUAL)
     for seed in range(5):
-        method = kind(kind.Options(**kind.sample_options(task)), task)
+        method = Trial(METHODS.load(name), {}).build()
         run = fit(method, check_parts(2), check_protocol(), seed)
         selected = select_epoch(run.epochs, "best_val")
         if selected is not run.epochs[-1]:
