@@ -188,7 +188,7 @@ def stages(name: str) -> dict[str, Any]:
     return content
 
 
-OF_DOMAINS = {"rna_net"}
+OF_DOMAINS = {"rna_net", "simmmdg"}
 """Methods for training on several domains, though they need no label of one: rows of experiments that leave one out."""
 
 
