@@ -108,6 +108,9 @@ def cost_as_declared(trial: Trial) -> Finding:
     except EquipoiseError as error:
         return Finding(Outcome.REFUSED, str(error))
     cost = measured_cost(trial)
+    if abs(cost.deviation) > COST_TOLERANCE:
+        # A busy machine disturbs a short measurement; a longer one decides.
+        cost = measured_cost(trial, 3 * ROUNDS)
     within = abs(cost.deviation) <= COST_TOLERANCE
     reason = str(cost) if within else f"{cost}, which is more than {COST_TOLERANCE:.0%} off"
     return Finding(Outcome.PASSED if within else Outcome.FAILED, reason, cost)

@@ -66,9 +66,13 @@ def tuning_file(name: str) -> Path:
 def tuning_terms(experiment: Experiment) -> str:
     """Return the digest (sha256 hex) of what chosen values depend on: budget, search space and protocol."""
     assert experiment.tuning is not None
+    tuning = experiment.tuning.model_dump(mode="json")
+    # A search space may be shared with experiments that have other rows: those change nothing here.
+    methods = {row.method for row in experiment.rows()}
+    tuning["search"]["methods"] = {n: found for n, found in tuning["search"]["methods"].items() if n in methods}
     return digest(
         {
-            "tuning": experiment.tuning.model_dump(mode="json"),
+            "tuning": tuning,
             "protocol": experiment.protocol.model_dump(mode="json"),
             "selection": experiment.selection,
         }

@@ -36,8 +36,9 @@ class Twice(Joint):
         return Passes(2.0, 1.0)
 
 
+@pytest.mark.slow
 def test_a_pass_costs_what_it_counts() -> None:
-    cost = measured_cost(Trial(Twice, {}), rounds=1)
+    cost = measured_cost(Trial(Twice, {}))
     assert abs(cost.deviation) <= COST_TOLERANCE, cost
     assert Cost(Passes(), cost.measured).deviation > COST_TOLERANCE, "undeclared, the pass would be found"
 
@@ -48,12 +49,13 @@ BAND = [(0.84, "failed"), (0.86, "passed"), (1.14, "passed"), (1.16, "failed")]
 @pytest.mark.parametrize(("measured", "outcome"), BAND)
 def test_the_band_is_fifteen_percent_either_way(measured: float, outcome: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert COST_TOLERANCE == 0.15
-    monkeypatch.setattr(conformance_cost, "measured_cost", lambda _trial: Cost(Passes(1, 2), 5 / 3 * measured))
+    monkeypatch.setattr(conformance_cost, "measured_cost", lambda *_: Cost(Passes(1, 2), 5 / 3 * measured))
     found = cost_as_declared(Trial(Joint, {}))
     assert found.outcome == outcome
     assert found.reason.endswith("x joint per step, declared 1.67x" if outcome == "passed" else "more than 15% off")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with CUDA the clock is the one on the wall")
 def test_a_process_that_sleeps_costs_nothing_on_the_cpu() -> None:
     class Sleeper(Joint):

@@ -16,7 +16,7 @@ from benchmark.candidates import seeds, validation_score
 from benchmark.cli import main
 from benchmark.errors import INTERRUPTED, CellError, DataError, SchemaError, UsageError
 from benchmark.executors import Failure, Outcome, Outcomes
-from benchmark.experiments import load_experiment, tuning_file
+from benchmark.experiments import load_experiment, tuning_file, tuning_terms
 from benchmark.grid import Train
 from benchmark.paths import SOURCE_ROOT
 from benchmark.proposals import Space, Trial, best, propose
@@ -405,3 +405,10 @@ def test_every_target_is_tuned_on_the_other_domains_alone(tmp_path: Path) -> Non
     assert rates == {"r0": 0.01, "r30": 0.1, "r60": 0.01}
     shown = render(build_table(loaded, []), "md")
     assert "Chosen on r30: joint: optimizer.lr=0.1." in shown
+
+
+def test_a_search_that_only_other_rows_use_leaves_a_tuning_valid() -> None:
+    tune(Training())
+    methods = {**FIELDS["tuning"]["search"]["methods"], "ogm_ge": {"alpha": [0.1]}}
+    found = experiment(tuning=searching(search={**FIELDS["tuning"]["search"], "methods": methods}))
+    assert tuning_terms(found) == result()["terms"]
