@@ -221,7 +221,7 @@ def tune(experiment: str, budget: int | None, jobs: int | None, methods: tuple[s
     from benchmark.experiments import load_experiment
     from benchmark.tuning import tune as tune_rows
 
-    return tune_rows(load_experiment(experiment), budget, methods, jobs)
+    return tune_rows(load_experiment(experiment, untuned=True), budget, methods, jobs)
 
 
 @cli.command()

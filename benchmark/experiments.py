@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from benchmark.errors import DataError, UsageError, unknown_name
+from benchmark.errors import DataError, SchemaError, UsageError, unknown_name
 from benchmark.paths import PARAMS_FILE, prepared_home, results_home, workspace
-from benchmark.protocol import Experiment, digest, validated
+from benchmark.protocol import Experiment, Row, digest, validated
 from benchmark.registry import DATASETS
+
+TUNING_SCHEMA = 2
+"""Of the file in which `equipoise tune` keeps its trials and choices."""
 
 
 @cache
@@ -33,8 +37,11 @@ def experiment_names() -> list[str]:
     return list(_declared(file, file.stat().st_mtime_ns))
 
 
-def load_experiment(name: str) -> Experiment:
-    """Return the validated experiment; raises UsageError for an unknown name or a wrong field."""
+def load_experiment(name: str, *, untuned: bool = False) -> Experiment:
+    """Return the validated experiment, with the values that tuning chose unless it is wanted `untuned`.
+
+    Raises UsageError for an unknown name or a wrong field, and whatever `tuned` raises.
+    """
     file = workspace() / PARAMS_FILE
     declared = _declared(file, file.stat().st_mtime_ns)
     if name not in declared:
@@ -43,7 +50,7 @@ def load_experiment(name: str) -> Experiment:
     if not isinstance(fields, dict):
         raise UsageError(f"Experiment {name!r} in {file} must be a mapping. Found {fields!r}.")
     experiment = validated(Experiment, {"name": name, **fields}, f"Experiment {name!r} in {file}")
-    return tuned(experiment) if experiment.tuning else experiment
+    return experiment if untuned or experiment.tuning is None else tuned(experiment)
 
 
 def absent_data(experiment: Experiment, command: str = "grid") -> dict[str, str]:
@@ -63,38 +70,66 @@ def tuning_file(name: str) -> Path:
     return results_home() / "tuning" / f"{name}.json"
 
 
-def tuning_terms(experiment: Experiment) -> str:
-    """Return the digest (sha256 hex) of what chosen values depend on: budget, search space and protocol."""
+def row_terms(experiment: Experiment, row: Row) -> str:
+    """Return the digest (sha256 hex) of what a row's chosen values depend on: budget, search space and protocol.
+
+    The rows of other methods are no part of it, nor is what those may vary.
+    """
     assert experiment.tuning is not None
-    tuning = experiment.tuning.model_dump(mode="json")
-    # A search space may be shared with experiments that have other rows: those change nothing here.
-    methods = {row.method for row in experiment.rows()}
-    tuning["search"]["methods"] = {n: found for n, found in tuning["search"]["methods"].items() if n in methods}
     return digest(
         {
-            "tuning": tuning,
+            "budget": [experiment.tuning.trials, experiment.tuning.seeds],
+            "space": experiment.tuning.search.space(row),
+            "options": row.options,
             "protocol": experiment.protocol.model_dump(mode="json"),
             "selection": experiment.selection,
         }
     )
 
 
+def stale_rows(experiment: Experiment, terms: Mapping[str, str]) -> list[str]:
+    """Return the labels of the rows that were tuned under other terms than the experiment's."""
+    return [
+        row.label for row in experiment.rows() if row.label in terms and terms[row.label] != row_terms(experiment, row)
+    ]
+
+
+def tuning_record(name: str) -> dict[str, Any] | None:
+    """Return what `equipoise tune` wrote about an experiment, None before it has run.
+
+    Raises DataError for a damaged file and SchemaError for one of another version.
+    """
+    file = tuning_file(name)
+    if not file.is_file():
+        return None
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        schema = found["schema"]
+        for part in ("terms", "chosen", "columns"):
+            dict(found[part])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file} is no record of a tuning ({error}). Restore it or tune again.") from None
+    if schema != TUNING_SCHEMA:
+        raise SchemaError(
+            f"{file} has schema {schema!r}; this version reads {TUNING_SCHEMA}. Upgrade equipoise, or remove "
+            f"it and run `equipoise tune {name}`."
+        )
+    return found
+
+
 def tuned(experiment: Experiment) -> Experiment:
     """Return the experiment with the values that tuning chose for its rows, unchanged where it has not run.
 
-    Raises UsageError for values chosen under another budget, search space or protocol, DataError for a damaged file.
+    Raises UsageError for values chosen under another budget, search space or protocol, and what `tuning_record` raises.
     """
-    file = tuning_file(experiment.name)
-    if not file.is_file():
+    found = tuning_record(experiment.name)
+    if found is None:
         return experiment
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        terms, chosen = found["terms"], found["chosen"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{file} is no record of a tuning ({error}). Restore it or tune again.") from None
-    if terms != tuning_terms(experiment):
+    file = tuning_file(experiment.name)
+    stale = stale_rows(experiment, found["terms"])
+    if stale:
         raise UsageError(
-            f"{file} was tuned under another budget, search space or protocol than experiment {experiment.name!r} "
-            f"now has. Remove it and run `equipoise tune {experiment.name}`, or restore the experiment."
+            f"{file}: {', '.join(stale)} tuned under another budget, search space or protocol than experiment "
+            f"{experiment.name!r} now has. Run `equipoise tune {experiment.name}`, or restore the experiment."
         )
-    return validated(Experiment, {**dict(experiment), "tuned": chosen}, f"Tuned values in {file}")
+    return validated(Experiment, {**dict(experiment), "tuned": found["chosen"]}, f"Tuned values in {file}")

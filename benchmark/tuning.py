@@ -14,16 +14,13 @@ from itertools import product
 import click
 
 from benchmark.candidates import Candidate, Document, seeds
-from benchmark.errors import INTERRUPTED, DataError, SchemaError, UsageError
-from benchmark.experiments import absent_data, tuned, tuning_file, tuning_terms
+from benchmark.errors import INTERRUPTED, DataError, UsageError
+from benchmark.experiments import TUNING_SCHEMA, absent_data, row_terms, stale_rows, tuning_file, tuning_record
 from benchmark.grid import Train, complete, refuse_unknown_methods
 from benchmark.paths import results_home
 from benchmark.protocol import Experiment, Setting, Tuning
 from benchmark.run import check_cell, run_cell
 from benchmark.store import Store, write_atomically
-
-SCHEMA = 1
-"""Of the result file."""
 
 
 def tune(
@@ -36,9 +33,10 @@ def tune(
 ) -> int:
     """Tune every row in every column group, or those of the named methods, and return the exit status as a grid's.
 
-    `budget` stops the search early, to be continued. Rows that are tuned stay as they are. Raises UsageError, before
-    anything is trained, for an experiment without `tuning:`, a larger budget than it declares, a searched value that a
-    row refuses, or a result of other terms; DataError when no dataset is on this machine.
+    `budget` stops the search early, to be continued. Rows that are tuned stay as they are, those that were tuned under
+    other terms are tuned anew. Raises UsageError, before anything is trained, for an experiment without `tuning:`, a
+    larger budget than it declares, or a searched value that a row refuses; DataError when no dataset is on this
+    machine.
     """
     tuning = _declared(experiment, budget)
     refuse_unknown_methods(experiment, methods)
@@ -135,35 +133,36 @@ def _search(
 
 
 def _entries(experiment: Experiment) -> dict[str, dict[str, Document]]:
-    """Return the result file's entries by column group and row; raises UsageError for a file of other terms."""
-    tuned(experiment)
-    file = tuning_file(experiment.name)
-    if not file.is_file():
+    """Return the result file's entries by column group and row, without those of other terms: they are tuned anew."""
+    found = tuning_record(experiment.name)
+    if found is None:
         return {}
-    found = json.loads(file.read_text(encoding="utf-8"))
-    if found.get("schema") != SCHEMA:
-        raise SchemaError(
-            f"{file} has schema {found.get('schema')!r}; this version reads {SCHEMA}. Upgrade equipoise, or remove "
-            f"it and run `equipoise tune {experiment.name}`."
-        )
-    columns: dict[str, dict[str, Document]] = found["columns"]
-    return columns
+    stale = stale_rows(experiment, found["terms"])
+    return {
+        place: {label: entry for label, entry in rows.items() if label not in stale}
+        for place, rows in found["columns"].items()
+    }
 
 
 def _write(experiment: Experiment, tuning: Tuning, candidates: Sequence[Candidate]) -> None:
     """Put the rows' entries into the result file; it is read again, as another process may tune other rows."""
-    columns = _entries(experiment)
+    columns, before = _entries(experiment), tuning_record(experiment.name)
     for candidate in candidates:
         columns.setdefault(candidate.place, {})[candidate.row.label] = candidate.document()
     chosen = {
         column: {row: entry["chosen"] for row, entry in rows.items() if entry["chosen"] is not None}
         for column, rows in columns.items()
     }
+    known = {label for rows in columns.values() for label in rows}
+    terms = {
+        **(before["terms"] if before else {}),
+        **{row.label: row_terms(experiment, row) for row in experiment.rows()},
+    }
     document = {
-        "schema": SCHEMA,
+        "schema": TUNING_SCHEMA,
         "experiment": experiment.name,
         "command": f"equipoise tune {experiment.name}",
-        "terms": tuning_terms(experiment),
+        "terms": {label: found for label, found in terms.items() if label in known},
         "budget": {"trials": tuning.trials, "seeds": list(seeds(experiment, tuning))},
         "selection": experiment.selection,
         "search": tuning.search.model_dump(mode="json"),

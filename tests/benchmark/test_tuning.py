@@ -16,7 +16,7 @@ from benchmark.candidates import seeds, validation_score
 from benchmark.cli import main
 from benchmark.errors import INTERRUPTED, CellError, DataError, SchemaError, UsageError
 from benchmark.executors import Failure, Outcome, Outcomes
-from benchmark.experiments import load_experiment, tuning_file, tuning_terms
+from benchmark.experiments import load_experiment, stale_rows, tuning_file
 from benchmark.grid import Train
 from benchmark.paths import SOURCE_ROOT
 from benchmark.proposals import Space, Trial, best, propose
@@ -280,12 +280,31 @@ def test_a_result_says_where_it_comes_from() -> None:
     assert all(list(store.root.rglob(f"{key}.json")) for trial in row["trials"] for key in trial["cells"])
 
 
-def test_a_result_of_other_terms_or_a_newer_version_is_refused() -> None:
+def test_rows_of_other_terms_are_refused_by_name_and_tuned_anew_without_the_others(tmp_path: Path) -> None:
     tune(Training())
-    with pytest.raises(UsageError, match=r"was tuned under another budget.*Remove it and run `equipoise tune tiny`"):
-        tune(Training(), tuning=searching(trials=3))
-    tuning_file("tiny").write_text(json.dumps({**result(), "schema": 2}))
-    with pytest.raises(SchemaError, match=r"tiny\.json has schema 2; this version reads 1"):
+    blocks = {"rgm": {"blocks": [1, 4]}}
+    declare(tmp_path, tuning=searching(search={**searching()["search"], "methods": blocks}))
+    with pytest.raises(UsageError, match=r"tiny\.json: rgm tuned under another budget.*Run `equipoise tune tiny`"):
+        load_experiment("tiny")
+    before = result()["columns"][COLUMN]["joint"]
+    train = Training()
+    tuning.tune(load_experiment("tiny", untuned=True), train=train)
+    assert {cell.method for cell in train.cells} <= {"rgm"}
+    assert result()["columns"][COLUMN]["joint"] == before
+    assert load_experiment("tiny").tuned[COLUMN].keys() == {"joint", "rgm"}
+
+
+def test_another_budget_or_protocol_makes_every_row_stale() -> None:
+    tune(Training())
+    for change in ({"tuning": searching(trials=3)}, {"protocol": {"epochs": 2}}, {"selection": "last"}):
+        assert stale_rows(experiment(**change), result()["terms"]) == ["joint", "rgm"]
+    assert stale_rows(experiment(), result()["terms"]) == []
+
+
+def test_a_result_of_a_newer_version_is_refused() -> None:
+    tune(Training())
+    tuning_file("tiny").write_text(json.dumps({**result(), "schema": 3}))
+    with pytest.raises(SchemaError, match=r"tiny\.json has schema 3; this version reads 2"):
         tune(Training())
 
 
@@ -407,8 +426,10 @@ def test_every_target_is_tuned_on_the_other_domains_alone(tmp_path: Path) -> Non
     assert "Chosen on r30: joint: optimizer.lr=0.1." in shown
 
 
-def test_a_search_that_only_other_rows_use_leaves_a_tuning_valid() -> None:
+def test_other_rows_come_and_go_without_making_a_tuning_stale() -> None:
     tune(Training())
     methods = {**FIELDS["tuning"]["search"]["methods"], "ogm_ge": {"alpha": [0.1]}}
-    found = experiment(tuning=searching(search={**FIELDS["tuning"]["search"], "methods": methods}))
-    assert tuning_terms(found) == result()["terms"]
+    wider = {"tuning": searching(search={**FIELDS["tuning"]["search"], "methods": methods})}
+    more = experiment(baselines={"joint": {}, "ogm_ge": {}}, **wider)
+    assert stale_rows(more, result()["terms"]) == []
+    assert stale_rows(experiment(proposed={}), result()["terms"]) == []
