@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmark.comparisons import ALPHA
-from benchmark.protocol import UNDEFINED_WITHOUT_ERRORS, Column, column_name, place_name
+from benchmark.metrics import UNDEFINED_WITHOUT_ERRORS, parts_of
+from benchmark.protocol import Column, column_name, place_name
 from benchmark.tables import Table
 
 _BEST_VAL = "best_val, the epoch with the best validation accuracy (ties: the earliest)"
@@ -67,6 +68,8 @@ def _reading(table: Table) -> Iterator[str]:
     sides = "worse / better than" if table.measures[0].lower else "below / above"
     arrows = f"↓P / ↑P: significantly {sides} proposed row P ({tags}). " if tags else ""
     yield (f"† / ‡: significantly better / worse than {table.reference}. {arrows}≈: not distinguishable from the best.")
+    if any(parts_of(measure.metric)[1] for measure in table.measures):
+        yield "A modality alone: predicted from its features, the others zero; a row trained without it has none."
     lower = [measure.label for measure in table.measures if measure.lower]
     if lower:
         yield f"Lower is better: {', '.join(lower)}."

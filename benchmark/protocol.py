@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from benchmark.errors import UsageError, unknown_name
+from benchmark.metrics import Metric, parts_of
 from benchmark.registry import BACKBONES, DATASETS, FUSIONS, METHODS, Registry
 from benchmark.version import PROTOCOL_VERSION
 
@@ -28,9 +29,6 @@ Column = tuple[str, str, str]
 """A column group of a table: dataset, backbone, fusion."""
 
 Selection = Literal["best_val", "last", "best_test"]
-Metric = Literal["accuracy", "macro_f1", "balance_factor", "ece", "auroc", "aurc", "fpr95", "missing", "corrupted"]
-LOWER_IS_BETTER = frozenset({"ece", "aurc", "fpr95"})
-UNDEFINED_WITHOUT_ERRORS = frozenset({"auroc", "fpr95"})
 
 
 def canonical(value: Any) -> str:
@@ -312,6 +310,12 @@ class Experiment(Frozen):
                 registry.entry(name)
         for dataset in self.datasets if self.targets else ():
             refuse_targets(dataset, self.targets)
+        for dataset in self.datasets:
+            modalities = DATASETS.load(dataset).card.modalities
+            for metric in self.metrics:
+                modality = parts_of(metric)[1]
+                if modality is not None and modality not in modalities:
+                    raise unknown_name(f"modality in a metric of experiment {self.name!r}", modality, modalities)
         for name in self.weights.keys() - set(self.datasets):
             raise unknown_name(f"dataset with weights in experiment {self.name!r}", name, self.datasets)
         for name in self.baselines.keys() & self.proposed.keys():

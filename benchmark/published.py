@@ -25,7 +25,7 @@ class Paper(Frozen):
 
     title: str
     backbones: dict[str, str]
-    metrics: dict[str, str]
+    metrics: dict[str, tuple[str, ...]]
     tolerance: dict[str, float]
     protocol: dict[str, Field]
     datasets: dict[str, dict[str, Field]]
@@ -81,7 +81,7 @@ class Published:
                 if (
                     (number.method, number.variant, number.dataset) == (row.method, variant, dataset)
                     and number.backbone == self.paper.backbones.get(backbone)
-                    and number.metric == self.paper.metrics.get(metric)
+                    and number.metric in self.paper.metrics.get(metric, ())
                     and number.fusion in (fusion, "")
                 ):
                     return number.value

@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from benchmark.errors import DataError, SchemaError
+from benchmark.metrics import parts_of
 from benchmark.protocol import Cell, Column, Experiment, Row, Selection, canonical
 from benchmark.version import RESULT_SCHEMA
 
@@ -46,7 +47,7 @@ def _final(record: Record, rule: Selection) -> Record:
 
 
 def score(record: Record, metric: str, rule: Selection) -> float:
-    """Return a run's test metric at the selected epoch in %, or its balance factor (-1 to 1) at the end.
+    """Return a run's metric at the selected epoch in %, or its balance factor (-1 to 1) at the end.
 
     NaN where the number is undefined for this run. Raises DataError for a record without the number.
     """
@@ -59,10 +60,14 @@ def score(record: Record, metric: str, rule: Selection) -> float:
         if metric == "corrupted":
             by_modality = _final(record, rule)["corrupted"].values()
             return 100 * fmean(a for kinds in by_modality for severities in kinds.values() for a in severities)
-        found = select_epoch(record["epochs"], rule)["test"][metric]
+        name, modality = parts_of(metric)
+        selected = select_epoch(record["epochs"], rule)
+        found = selected["val" if name == "val_accuracy" else "test"]
         if metric == "missing":
-            return 100 * fmean(found.values()) if found else math.nan
-        return 100 * float(found)
+            return 100 * fmean(found["missing"].values()) if found["missing"] else math.nan
+        if modality is not None:
+            return 100 * float(found["unimodal"].get(modality, math.nan))
+        return 100 * float(found["accuracy" if name == "val_accuracy" else name])
 
 
 def _indexed(records: Iterable[Record]) -> dict[str, Record]:

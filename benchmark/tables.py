@@ -8,7 +8,8 @@ from types import MappingProxyType
 from typing import Any
 
 from benchmark.comparisons import Comparison, Detectable, Rank, Sample, detectable, families, ranks
-from benchmark.protocol import LOWER_IS_BETTER, Column, Experiment, Row, Selection, canonical, place_name
+from benchmark.metrics import LOWER_IS_BETTER, label
+from benchmark.protocol import Column, Experiment, Row, Selection, canonical, place_name
 from benchmark.published import Published, Verdict
 from benchmark.scores import Grid, Origin, Record
 from benchmark.statistics import summarise, t_interval, zero_variance
@@ -137,19 +138,6 @@ class Table:
         return asdict(self)
 
 
-_LABELS = {
-    "accuracy": "accuracy (%)",
-    "macro_f1": "macro F1 (%)",
-    "balance_factor": "balance factor",
-    "ece": "calibration error (%)",
-    "auroc": "AUROC of errors (%)",
-    "aurc": "AURC (%)",
-    "fpr95": "FPR at 95 % TPR (%)",
-    "missing": "accuracy, a modality missing (%)",
-    "corrupted": "accuracy, a modality corrupted (%)",
-}
-
-
 def _measures(experiment: Experiment, selection: Selection) -> tuple[Measure, ...]:
     """Return the measures; the rule that looks at the test part only ever adds a labelled column."""
     rule: Selection = "best_val" if selection == LABELLED_ONLY else selection
@@ -157,12 +145,12 @@ def _measures(experiment: Experiment, selection: Selection) -> tuple[Measure, ..
         dict.fromkeys(target for name in experiment.datasets for target in experiment.targets_of(name) if target)
     )
     mean = ", mean over targets" if targets else ""
-    found = [Measure(metric, metric, rule, f"{_LABELS[metric]}{mean}") for metric in experiment.metrics]
+    found = [Measure(metric, metric, rule, f"{label(metric)}{mean}") for metric in experiment.metrics]
     first = experiment.metrics[0]
-    found += [Measure(f"{first} on {t}", first, rule, f"{_LABELS[first]}, target {t}", target=t) for t in targets]
+    found += [Measure(f"{first} on {t}", first, rule, f"{label(first)}, target {t}", target=t) for t in targets]
     if selection == LABELLED_ONLY:
-        label = f"{_LABELS['accuracy']}, epoch selected on test"
-        found.append(Measure("accuracy_best_test", "accuracy", "best_test", label, labelled=True))
+        optimistic = f"{label('accuracy')}, epoch selected on test"
+        found.append(Measure("accuracy_best_test", "accuracy", "best_test", optimistic, labelled=True))
     return tuple(found)
 
 

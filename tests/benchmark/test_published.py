@@ -65,6 +65,24 @@ def test_what_the_paper_does_not_print_has_no_number(row: Row, column: tuple[str
     assert load_published("rgm", "table1", PUBLISHED).value(row, column, metric) is None
 
 
+@pytest.mark.parametrize(
+    ("table", "row", "metric", "value"),
+    [
+        ("table1", Row(method="unimodal", variant="video"), "val_accuracy:video", 74.55),
+        ("table1", Row(method="base"), "val_accuracy", 76.31),
+        ("table1", Row(method="gmp"), "accuracy:audio", 35.88),
+        ("table1", Row(method="gmp"), "accuracy", 57.36),
+        ("table2", Row(method="gmp"), "accuracy", 57.36),
+        ("table3", Row(method="cmrf+gmp"), "accuracy", 62.30),
+        ("table3", Row(method="cmrf"), "accuracy", 60.60),
+        ("table4", Row(method="base"), "accuracy", 55.06),
+    ],
+)
+def test_a_row_of_gmps_tables_finds_its_printed_number(table: str, row: Row, metric: str, value: float) -> None:
+    numbers = load_published("gmp", table, PUBLISHED)
+    assert numbers.value(row, ("epic_kitchens", "slowfast", "concat"), metric) == value
+
+
 def test_a_fusion_of_gmps_table_5_finds_its_own_number() -> None:
     table = load_published("gmp", "table5", PUBLISHED)
     found = [table.value(Row(method="gmp"), ("hac", "slowfast", f), "accuracy") for f in ("gated", "sum", "film")]
@@ -127,7 +145,7 @@ def folder(tmp_path: Path) -> Path:
     paper = {
         "title": "A. Author. An invented paper.",
         "backbones": {"resnet18": "cnn"},
-        "metrics": {"accuracy": "accuracy"},
+        "metrics": {"accuracy": ["accuracy"]},
         "tolerance": {"accuracy": 0.1},
         "protocol": {"optimizer": "adam", "lr": 0.0001, "epochs": 20},
         "datasets": {},

@@ -458,6 +458,43 @@ def test_columns_beyond_accuracy_are_in_percent_and_of_the_selected_epoch() -> N
     assert build_table(beyond, with_final(beyond), "best_test").entry("joint", DIGITS, "ece").mean == pytest.approx(10)
 
 
+def test_a_modality_alone_and_the_validation_part_are_columns_of_their_own() -> None:
+    names = ["accuracy", "accuracy:upper", "val_accuracy", "val_accuracy:lower"]
+    of = experiment(metrics=names)
+    made = records(of)
+    for item in made:
+        for number, epoch in enumerate(item["epochs"]):
+            epoch["test"]["unimodal"] = {"upper": 0.4 + number / 10, "lower": 0.1}
+            epoch["val"]["unimodal"] = {"upper": 0.1, "lower": 0.3 + number / 10}
+    found = build_table(of, made)
+    chosen = max(made[0]["epochs"], key=lambda epoch: epoch["val"]["accuracy"])
+    assert found.entry("joint", DIGITS, "accuracy:upper").mean == pytest.approx(
+        100 * chosen["test"]["unimodal"]["upper"]
+    )
+    assert found.entry("joint", DIGITS, "val_accuracy").mean == pytest.approx(100 * chosen["val"]["accuracy"])
+    assert found.entry("joint", DIGITS, "val_accuracy:lower").mean == pytest.approx(
+        100 * chosen["val"]["unimodal"]["lower"]
+    )
+    assert "upper alone, accuracy (%)" in render(found, "md")
+    assert "predicted from its features, the others zero" in render(found, "md")
+    del made[0]["epochs"][1]["test"]["unimodal"]["upper"]
+    assert build_table(of, made).entry(found.rows[0].label, DIGITS, "accuracy:upper").seeds == (1, 2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("metric", "reason"),
+    [
+        ("acuracy", "Unknown metric 'acuracy'.*accuracy"),
+        ("ece:upper", "'ece:upper' is no metric of one modality: those are accuracy:NAME, val_accuracy:NAME"),
+        ("accuracy:", "'accuracy:' is no metric of one modality"),
+        ("accuracy:uper", "Unknown modality in a metric of experiment 'fixture' 'uper'.*upper"),
+    ],
+)
+def test_a_metric_that_does_not_exist_is_refused(metric: str, reason: str) -> None:
+    with pytest.raises(UsageError, match=reason):
+        experiment(metrics=["accuracy", metric])
+
+
 def test_the_best_calibration_error_is_the_lowest_and_the_best_auroc_the_highest() -> None:
     beyond = experiment(metrics=BEYOND)
     found = build_table(beyond, with_final(beyond))
