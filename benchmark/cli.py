@@ -193,17 +193,28 @@ def _scores(recipe: Experiment, results: Sequence[tuple[Cell, dict[str, Any] | N
             yield f"seed {cell.seed}  {numbers}"
 
 
+_quick = click.option(
+    "--quick", is_flag=True, help="Its quick version, EXPERIMENT_quick: the main rows, three epochs, three seeds."
+)
+
+
+def _loaded(experiment: str, quick: bool) -> Experiment:
+    from benchmark.experiments import QUICK, load_experiment
+
+    return load_experiment(f"{experiment}{QUICK}" if quick else experiment)
+
+
 @cli.command()
 @click.argument("experiment")
+@_quick
 @click.option("--executor", type=click.Choice(["local"]), default="local", show_default=True)
 @click.option("-j", "--jobs", type=click.IntRange(min=1), help="Worker processes. Default: one per core.")
 @click.option("--method", "methods", multiple=True, help="Only this method's cells; may be repeated.")
-def grid(experiment: str, executor: str, jobs: int | None, methods: tuple[str, ...]) -> int:
+def grid(experiment: str, quick: bool, executor: str, jobs: int | None, methods: tuple[str, ...]) -> int:
     """Train every cell of an experiment that has no result yet."""
-    from benchmark.experiments import load_experiment
     from benchmark.grid import fill
 
-    return fill(load_experiment(experiment), methods, jobs, executor=executor)
+    return fill(_loaded(experiment, quick), methods, jobs, executor=executor)
 
 
 @cli.command()
@@ -270,15 +281,16 @@ def status(experiment: str | None) -> int:
     type=click.Path(dir_okay=False, path_type=Path),
     help="Compare with this table (JSON), cell by cell.",
 )
-def table(experiment: str, form: str, selection: Any, out: Path | None, against: Path | None) -> None:
+@_quick
+def table(experiment: str, form: str, selection: Any, out: Path | None, against: Path | None, quick: bool) -> None:
     """Print an experiment's table from the cells that are finished."""
-    from benchmark.experiments import absent_data, load_experiment
+    from benchmark.experiments import absent_data
     from benchmark.published import published_for
     from benchmark.rendering import render
     from benchmark.store import Store
     from benchmark.tables import build_table
 
-    loaded, store = load_experiment(experiment), Store()
+    loaded, store = _loaded(experiment, quick), Store()
     cells = list(loaded.cells())
     built = build_table(
         loaded,
@@ -289,13 +301,13 @@ def table(experiment: str, form: str, selection: Any, out: Path | None, against:
         absent_data(loaded),
     )
     click.echo(render(built, form))  # type: ignore[arg-type]
-    texts = {f"{experiment}.{suffix}": render(built, name) for name, suffix in FORMATS.items()} if out else {}  # type: ignore[arg-type]
+    texts = {f"{loaded.name}.{suffix}": render(built, name) for name, suffix in FORMATS.items()} if out else {}  # type: ignore[arg-type]
     if against:
         from benchmark.reference import compare_tables, load_table
 
         match = compare_tables(json.loads(render(built, "json")), load_table(against))
         click.echo(match.to_markdown())
-        texts[f"{experiment}_reference.md"] = match.to_markdown()
+        texts[f"{loaded.name}_reference.md"] = match.to_markdown()
     if out:
         from benchmark.store import write_atomically
 
@@ -307,14 +319,14 @@ def table(experiment: str, form: str, selection: Any, out: Path | None, against:
 @click.argument("name", type=click.Choice([*FIGURES, "all"]))
 @click.argument("experiment", default="digits")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Default: results/figures.")
-def figure(name: str, experiment: str, out: Path | None) -> None:
+@_quick
+def figure(name: str, experiment: str, out: Path | None, quick: bool) -> None:
     """Draw a figure from the finished cells of an experiment (default: digits); `all` draws every one."""
-    from benchmark.experiments import load_experiment
     from benchmark.figures import write
     from benchmark.paths import results_home
     from benchmark.store import Store
 
-    loaded = load_experiment(experiment)
+    loaded = _loaded(experiment, quick)
     records = Store().records(loaded.cells())
     for one in FIGURES if name == "all" else (name,):
         for file in write(one, loaded, records, out or results_home() / "figures"):

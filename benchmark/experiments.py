@@ -18,6 +18,9 @@ from benchmark.registry import DATASETS
 TUNING_SCHEMA = 2
 """Of the file in which `equipoise tune` keeps its trials and choices."""
 
+QUICK = "_quick"
+"""What follows an experiment's name in that of its quick version."""
+
 
 @cache
 def _declared(file: Path, modified: int) -> dict[str, dict[str, Any]]:  # noqa: ARG001 - `modified` keeps the cache honest
@@ -40,10 +43,14 @@ def experiment_names() -> list[str]:
 def load_experiment(name: str, *, untuned: bool = False) -> Experiment:
     """Return the validated experiment, with the values that tuning chose unless it is wanted `untuned`.
 
-    Raises UsageError for an unknown name or a wrong field, and whatever `tuned` raises.
+    The name of another one followed by `_quick` is its quick version. Raises UsageError for an unknown name or a wrong
+    field, and whatever `tuned` raises.
     """
     file = workspace() / PARAMS_FILE
     declared = _declared(file, file.stat().st_mtime_ns)
+    whole = name.removesuffix(QUICK)
+    if name not in declared and whole in declared:
+        return quick(load_experiment(whole, untuned=True))
     if name not in declared:
         raise unknown_name("experiment", name, declared)
     fields = declared[name]
@@ -51,6 +58,30 @@ def load_experiment(name: str, *, untuned: bool = False) -> Experiment:
         raise UsageError(f"Experiment {name!r} in {file} must be a mapping. Found {fields!r}.")
     experiment = validated(Experiment, {"name": name, **fields}, f"Experiment {name!r} in {file}")
     return experiment if untuned or experiment.tuning is None else tuned(experiment)
+
+
+def quick(experiment: Experiment) -> Experiment:
+    """Return an experiment's rehearsal: three epochs, three seeds, untuned, its reference and the proposed methods.
+
+    Without proposed methods the baselines stay, each with its first variant.
+    """
+    reference = {experiment.reference: experiment.baselines[experiment.reference]}
+    proposed = {method: _first(variants) for method, variants in experiment.proposed.items()}
+    others = {} if proposed else {method: _first(variants) for method, variants in experiment.baselines.items()}
+    changes: dict[str, Any] = {
+        "name": f"{experiment.name}{QUICK}",
+        "title": f"{experiment.title} (quick version)",
+        "seeds": min(experiment.seeds, 3),
+        "protocol": experiment.protocol.changed({"epochs": min(experiment.protocol.epochs, 3)}),
+        "baselines": {**others, **reference},
+        "proposed": proposed,
+        "tuning": None,
+    }
+    return experiment.model_copy(update=changes)
+
+
+def _first(variants: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return dict(list(variants.items())[:1])
 
 
 def absent_data(experiment: Experiment, command: str = "grid") -> dict[str, str]:
