@@ -16,7 +16,14 @@ import yaml
 from benchmark.paths import SOURCE_ROOT
 from benchmark.registry import DATASETS, METHODS, OWN
 
-PIPELINES = {"digits": "dvc.yaml", "av_digits": "datasets/av_digits/dvc.yaml"}
+PIPELINES = {
+    "digits": "dvc.yaml",
+    "digits_dg": "dvc.yaml",
+    "av_digits": "datasets/av_digits/dvc.yaml",
+    "av_digits_dg": "datasets/av_digits_dg/dvc.yaml",
+}
+PREFIX = {"digits_dg": "domain_"}
+"""Of the names of an experiment's stages, where another one has the same file."""
 PLUMBING = {"backbones", "cli", "dataset", "errors", "experiments", "paths", "protocol", "registry", "store", "version"}
 """Modules that `equipoise table` uses and that do not decide what the table says."""
 
@@ -38,8 +45,8 @@ class Project:
             "GIT_CONFIG_GLOBAL": os.devnull,
         }
 
-    def fill(self, experiment: dict[str, Any] | None = None) -> None:
-        """Copy the project; `experiment` replaces fields of the experiment `digits`."""
+    def fill(self, changes: dict[str, dict[str, Any]] | None = None) -> None:
+        """Copy the project; `changes` replaces fields of the embedded experiments."""
         ignored = shutil.ignore_patterns("__pycache__", "dvc.lock")
         for folder in ("benchmark", "baselines", "methods", "datasets", "results/published", "results/tuning"):
             shutil.copytree(SOURCE_ROOT / folder, self.root / folder, ignore=ignored)
@@ -47,12 +54,14 @@ class Project:
         for file in ("dvc.yaml", ".dvcignore", ".gitignore"):
             shutil.copy(SOURCE_ROOT / file, self.root / file)
         params = yaml.safe_load((SOURCE_ROOT / "params.yaml").read_text())
-        params["experiments"]["digits"].update(experiment or {})
+        for name, fields in (changes or {}).items():
+            params["experiments"][name].update(fields)
         self.write_params(params)
-        self.run("equipoise", "grid", "digits")
-        reference = self.run("equipoise", "table", "digits", "--format", "json")
         (self.root / "results/reference").mkdir()
-        (self.root / "results/reference/digits.json").write_text(reference)
+        for name in EMBEDDED:
+            self.run("equipoise", "grid", name)
+            reference = self.run("equipoise", "table", name, "--format", "json")
+            (self.root / f"results/reference/{name}.json").write_text(reference)
         for folder in ("cells", "grids"):
             shutil.rmtree(self.root / "results" / folder)
         self.run("git", "init", "--quiet")
@@ -86,9 +95,29 @@ class Project:
         return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")], output
 
 
-SMALL = {"seeds": 3, "baselines": {"joint": {}, "unimodal": {"upper": {"modality": "upper"}}}, "proposed": {"rgm": {}}}
+EMBEDDED = ("digits", "digits_dg")
+SMALL = {
+    "digits": {
+        "seeds": 3,
+        "baselines": {"joint": {}, "unimodal": {"upper": {"modality": "upper"}}},
+        "proposed": {"rgm": {}},
+    },
+    "digits_dg": {
+        "seeds": 2,
+        "targets": ["r0", "r60"],
+        "baselines": {"joint": {}, "base": {}},
+        "proposed": {"gmp": {}},
+    },
+}
 REPORTS = {"tables", "figures"}
 METHOD_STAGES = {"baselines@joint", "baselines@unimodal", "proposed@rgm"}
+DOMAIN_REPORTS = {f"domain_{stage}" for stage in REPORTS}
+DOMAIN_METHOD_STAGES = {"domain_baselines@joint", "domain_baselines@base", "domain_proposed@gmp"}
+
+
+def halves(ran: list[str]) -> tuple[list[str], list[str]]:
+    """The stages that ran of the experiment without domains and of the one with them, each in its order."""
+    return [stage for stage in ran if not stage.startswith("domain_")], [s for s in ran if s.startswith("domain_")]
 
 
 @pytest.fixture(scope="module")
@@ -113,11 +142,16 @@ def test_the_first_repro_trains_everything_in_one_pool_and_compares_the_table(
 ) -> None:
     project, ran, output = first
     assert (project.root / "data/prepared/digits/meta.json").exists()
-    assert (ran[0], set(ran[1:-2]), set(ran[-2:])) == ("fill", METHOD_STAGES, REPORTS)
+    plain, domains = halves(ran)
+    assert (plain[0], set(plain[1:-2]), set(plain[-2:])) == ("fill", METHOD_STAGES, REPORTS)
+    assert (domains[0], set(domains[1:-2]), set(domains[-2:])) == ("domain_fill", DOMAIN_METHOD_STAGES, DOMAIN_REPORTS)
     assert output.count("digits: 9 cells: 0 finished before, 9 finished now, 0 failed") == 1
+    assert output.count("digits_dg: 12 cells: 0 finished before, 12 finished now, 0 failed") == 1
     assert output.count("digits: all 3 cells are finished.") == 3
     assert "| rgm" in output
     assert "digits against the reference: 6 cells compared, 6 identical" in output
+    assert "| gmp" in output
+    assert "digits_dg against the reference: 12 cells compared, 12 identical" in output
 
 
 def test_the_second_repro_does_nothing_and_says_so(project: Project) -> None:
@@ -157,13 +191,28 @@ def test_one_more_seed_trains_one_more_cell_per_row(project: Project) -> None:
     assert "digits: 12 cells: 9 finished before, 3 finished now" in output
 
 
+def test_a_method_that_another_builds_on_retrains_both(project: Project) -> None:
+    method = project.root / "baselines/joint.py"
+    method.write_text(method.read_text() + "# edited\n")
+    ran, output = project.repro()
+    plain, domains = halves(ran)
+    assert (plain[0], set(plain[1:])) == ("baselines@joint", REPORTS)
+    assert (set(domains[:-2]), set(domains[-2:])) == (
+        {"domain_baselines@joint", "domain_baselines@base"},
+        DOMAIN_REPORTS,
+    )
+    assert output.count("digits_dg: 4 cells: 0 finished before, 4 finished now, 0 failed") == 2
+
+
 def test_a_fresh_clone_trains_although_the_lock_file_is_committed(project: Project, tmp_path: Path) -> None:
     project.commit()
     project.run("git", "clone", "--quiet", str(project.root), str(tmp_path / "clone"))
     clone = Project(tmp_path / "clone")
     assert not (clone.root / "results/cells").exists()
     ran, output = clone.repro()
-    assert (ran[0], set(ran[1:])) == ("fill", METHOD_STAGES), "the fresh cells give the committed tables"
+    plain, domains = halves(ran)
+    assert (plain[0], set(plain[1:])) == ("fill", METHOD_STAGES), "the fresh cells give the committed tables"
+    assert (domains[0], set(domains[1:])) == ("domain_fill", DOMAIN_METHOD_STAGES)
     assert "digits: 9 cells: 0 finished before, 9 finished now, 0 failed" in output
 
 
@@ -184,12 +233,24 @@ def test_the_whole_pipeline_finds_nothing_to_do_in_less_than_ten_seconds(tmp_pat
 
 
 def stages(name: str) -> dict[str, Any]:
+    """The stages of an experiment, by their names without the prefix."""
     content: dict[str, Any] = yaml.safe_load((SOURCE_ROOT / PIPELINES[name]).read_text())["stages"]
+    prefix = PREFIX.get(name, "")
+    others = [other for other in PREFIX.values() if other != prefix]
+    return {
+        stage.removeprefix(prefix): found
+        for stage, found in content.items()
+        if stage.startswith(prefix) and not stage.startswith(tuple(others))
+    }
+
+
+def params() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((SOURCE_ROOT / "params.yaml").read_text())
     return content
 
 
 def test_every_method_is_a_row_of_an_embedded_experiment() -> None:
-    experiments = yaml.safe_load((SOURCE_ROOT / "params.yaml").read_text())["experiments"].values()
+    experiments = params()["experiments"].values()
     rows = {
         method
         for experiment in experiments
@@ -200,9 +261,17 @@ def test_every_method_is_a_row_of_an_embedded_experiment() -> None:
     assert rows == {name for name in METHODS.names() if METHODS.entry(name).origin == OWN}
 
 
-def test_preparing_av_digits_depends_on_every_source_of_the_dataset() -> None:
-    sources = {str(file.relative_to(SOURCE_ROOT)) for file in DATASETS.entry("av_digits").source_files()}
-    assert sources - {PIPELINES["av_digits"]} <= set(stages("av_digits")["prepare"]["deps"])
+def test_a_grid_without_preparation_depends_on_every_source_of_its_dataset() -> None:
+    for name in EMBEDDED:
+        deps = stages(name)["fill"]["deps"]
+        sources = [str(file.relative_to(SOURCE_ROOT)) for file in DATASETS.entry(name).source_files()]
+        assert all(any(file == dep or file.startswith(f"{dep}/") for dep in deps) for file in sources), sources
+
+
+@pytest.mark.parametrize("name", ["av_digits", "av_digits_dg"])
+def test_preparing_depends_on_every_source_of_the_dataset(name: str) -> None:
+    sources = {str(file.relative_to(SOURCE_ROOT)) for file in DATASETS.entry(name).source_files()}
+    assert sources - set(PIPELINES.values()) <= set(stages(name)["prepare"]["deps"])
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -226,5 +295,9 @@ def test_the_stages_of_a_pipeline_are_fill_methods_tables_figures(name: str) -> 
         assert found[group]["foreach"] == f"${{experiments.{name}.{group}}}"
         stage = found[group]["do"]
         assert stage["cmd"] == f"equipoise grid {name} --method ${{key}}"
-        assert stage["deps"] == [f"{folder}/${{key}}.py", f"results/grids/{name}.json"]
+        own, *shared, grid = stage["deps"]
+        assert (own, grid) == (f"{folder}/${{key}}.py", f"results/grids/{name}.json")
+        for method in params()["experiments"][name][group]:
+            sources = {str(file.relative_to(SOURCE_ROOT)) for file in METHODS.entry(method).source_files()}
+            assert sources <= {f"{folder}/{method}.py", *shared}
         assert stage["outs"] == [{f"results/cells/{name}/small/${{key}}": {"persist": True}}]
