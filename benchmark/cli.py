@@ -146,6 +146,7 @@ def _parsed(_context: click.Context, _parameter: click.Parameter, settings: tupl
     metavar="OPTION=VALUE",
     help="An option of the method.",
 )
+@click.option("--target", help="Domain to leave out and to test. Default: those of the experiment, in turn.")
 @click.option("--experiment", default="digits", show_default=True, help="Whose protocol to follow.")
 def run(
     dataset: str,
@@ -154,6 +155,7 @@ def run(
     fusion: str | None,
     seeds: int | None,
     options: dict[str, Any],
+    target: str | None,
     experiment: str,
 ) -> int:
     """Train one method on one dataset and show its test metrics."""
@@ -171,7 +173,9 @@ def run(
         "fusion": FUSIONS.entry(fusion or recipe.fusions[0]).name,
     }
     cells = [
-        Cell(**names, options=options, protocol=recipe.protocol, seed=seed) for seed in range(seeds or recipe.seeds)
+        Cell(**names, options=options, protocol=recipe.protocol, seed=seed, target=left_out)
+        for left_out in ((target,) if target else recipe.targets_of(dataset) or (None,))
+        for seed in range(seeds or recipe.seeds)
     ]
     store = Store()
     tally = complete(cells, f"{dataset}/{method}", store=store)
@@ -190,7 +194,7 @@ def _scores(recipe: Experiment, results: Sequence[tuple[Cell, dict[str, Any] | N
         if record is not None:
             found = {metric: score(record, metric, rule) for metric in recipe.metrics}
             numbers = "  ".join(f"{name} {value:.2f}" for name, value in found.items())
-            yield f"seed {cell.seed}  {numbers}"
+            yield f"{f'target {cell.target}  ' if cell.target else ''}seed {cell.seed}  {numbers}"
 
 
 _quick = click.option(

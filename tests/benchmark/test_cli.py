@@ -177,6 +177,8 @@ RUN = ["run", "--dataset", "digits", "--experiment", "tiny", "--method"]
         (["joint", "--set", "lr=[1"], "'lr=[1': the value is no YAML:"),
         (["joint", "--backbone", "smal"], "Unknown backbone 'smal'. Did you mean 'small'?"),
         (["joint", "--fusion", "cat"], "Unknown fusion 'cat'."),
+        (["joint", "--target", "r30"], "Dataset 'digits' has no domains to leave out."),
+        (["base", "--dataset", "digits_dg", "--target", "r9"], "Unknown target domain of dataset 'digits_dg' 'r9'."),
     ],
 )
 def test_a_wrong_option_is_refused_before_anything_runs(
@@ -185,6 +187,26 @@ def test_a_wrong_option_is_refused_before_anything_runs(
     assert main([*RUN, *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not (home / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [(["--target", "r30"], ["target r30"]), ([], ["target r0", "target r30", "target r60"])],
+)
+def test_run_leaves_out_the_named_domain_or_those_of_the_experiment(
+    target: list[str],
+    expected: list[str],
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    domains = {**PARAMS["experiments"]["tiny"], "datasets": ["digits_dg"], "targets": ["all"]}
+    (home / "params.yaml").write_text(yaml.safe_dump({"experiments": {"tiny": domains}}))
+    monkeypatch.setattr(grid, "check_cell", fake_cells.check_cell)
+    monkeypatch.setattr("benchmark.preparation.obtain", lambda _name: None)
+    monkeypatch.setattr(grid, "complete", partial(grid.complete, train=fake_cells.run_cell))
+    assert main([*RUN, "base", "--dataset", "digits_dg", "--seeds", "1", *target]) == 0
+    assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()[2:]] == expected
 
 
 def test_run_trains_the_given_options_and_shows_each_seed(
