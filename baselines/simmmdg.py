@@ -7,7 +7,7 @@ pushed apart, and every modality's features are translated into every other's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import permutations
 from typing import TYPE_CHECKING, ClassVar, cast
 
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmark.heads import Shares, drop_features, misnamed, projection
+from benchmark.alignment import supervised_contrast, unit_distance
+from benchmark.heads import Shares, applied, drop_features, misnamed, projection
 from benchmark.method import Intervention, Method, MethodInfo, MethodOptions, option
 
 if TYPE_CHECKING:
@@ -23,33 +24,6 @@ if TYPE_CHECKING:
     from benchmark.data import Batch
     from benchmark.model import MultimodalModel
     from benchmark.task import Task
-
-BASE_TEMPERATURE = 0.07
-"""The official contrast is multiplied by its temperature over this one, by 1.43 at a temperature of 0.1."""
-
-
-def supervised_contrast(
-    views: Sequence[Tensor], labels: Tensor, temperature: float, base_temperature: float = BASE_TEMPERATURE
-) -> Tensor:
-    """Return the supervised contrastive loss of unit vectors `(B, d)`, one view per modality, with labels `(B,)`.
-
-    Positives of a vector are all others of its class, in any modality; it is compared with all others. Khosla et al.,
-    NeurIPS 2020, Eq. 2, times temperature over base temperature.
-    """
-    vectors, classes = torch.cat(list(views)), labels.repeat(len(views))
-    itself = torch.eye(len(vectors), dtype=torch.bool, device=vectors.device)
-    similarity = vectors @ vectors.T / temperature
-    shares = similarity - similarity.masked_fill(itself, -torch.inf).logsumexp(1, keepdim=True)
-    positives = ((classes[:, None] == classes) & ~itself).to(vectors.dtype)
-    found: Tensor = (positives * shares).sum(1) / positives.sum(1)
-    return -temperature / base_temperature * found.mean()
-
-
-def translation_distance(translated: Tensor, target: Tensor) -> Tensor:
-    """Return the distance of the unit vectors of translated features and of their targets `(B, d)`, batch mean."""
-    apart = functional.normalize(translated, dim=1) - functional.normalize(target, dim=1)
-    distances: Tensor = torch.linalg.vector_norm(apart, dim=1)
-    return distances.mean()
 
 
 def closeness(features: Tensor) -> Tensor:
@@ -68,13 +42,6 @@ def translator(width: int, hidden: int, outputs: int) -> nn.Sequential:
         nn.Dropout(0.5),
         nn.Linear(hidden, outputs),
     )
-
-
-def applied(head: nn.Module, values: Tensor, ctx: Context) -> Tensor:
-    """Return a head's outputs, computed in the run's precision, in that of `values`."""
-    with ctx.run.autocast():
-        outputs: Tensor = head(values)
-    return outputs.to(values.dtype)
 
 
 class SimMMDG(Method):
@@ -176,7 +143,7 @@ class SimMMDG(Method):
             heads = cast(nn.ModuleDict, model.translators)
             sources = self.translated(features, ctx)
             distances = [
-                translation_distance(applied(heads[f"{source} to {target}"], sources[source], ctx), features[target])
+                unit_distance(applied(heads[f"{source} to {target}"], sources[source], ctx), features[target])
                 for source, target in permutations(features, 2)
             ]
             losses["translation"] = options.translation_weight * torch.stack(distances).mean()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 if TYPE_CHECKING:
+    from benchmark.context import Context
     from benchmark.model import MultimodalModel
 
 
@@ -44,6 +45,13 @@ def projection(width: int, hidden: int, outputs: int) -> nn.Sequential:
         nn.ReLU(),
         nn.Linear(hidden, outputs),
     )
+
+
+def applied(head: nn.Module, values: Tensor, ctx: Context) -> Tensor:
+    """Return a head's outputs, computed in the run's precision, in that of `values`."""
+    with ctx.run.autocast():
+        outputs: Tensor = head(values)
+    return outputs.to(values.dtype)
 
 
 def _dropped(share: float, encoder: nn.Module, _: object, features: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from baselines.simmmdg import SimMMDG, closeness, supervised_contrast, translation_distance
+from baselines.simmmdg import SimMMDG, closeness
+from benchmark.alignment import supervised_contrast, unit_distance
 from benchmark.conformance_task import Widths, check_parts, check_task
 from benchmark.data import Batch
 from benchmark.heads import BatchNorm, projection
@@ -41,7 +42,7 @@ class TestWorkedNumbers:
         close(closeness(double([[1, 2, 3, 4], [0, 0, 1, 1]])), -2.5)
 
     def test_translation(self) -> None:
-        close(translation_distance(double([[1, 0], [0, 2]]), double([[3, 4], [1, 0]])), 1.154320)
+        close(unit_distance(double([[1, 0], [0, 2]]), double([[3, 4], [1, 0]])), 1.154320)
 
     def test_contrast_with_and_without_the_official_factor(self) -> None:
         close(supervised_contrast(views(0, 1, 2), LABELS, 0.1), 3.050714)
@@ -60,12 +61,12 @@ class TestInvariants:
     def test_a_translation_is_off_by_at_most_two_whatever_the_lengths(self, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         source, target = torch.randn(2, 5, 7, dtype=torch.float64, generator=generator)
-        found = translation_distance(source, target)
+        found = unit_distance(source, target)
         assert 0 <= found <= 2
-        close(translation_distance(3 * source, 0.1 * target), found.item())
+        close(unit_distance(3 * source, 0.1 * target), found.item())
         cosine = functional.cosine_similarity(source, target, dim=1)
         close((2 - 2 * cosine).sqrt().mean(), found.item())
-        close(translation_distance(-target, target), 2.0)
+        close(unit_distance(-target, target), 2.0)
 
 
 TASK = check_task(3, Widths.UNEQUAL)
@@ -114,7 +115,7 @@ def test_losses_are_weighted_means_over_modalities_and_ordered_pairs() -> None:
     ]
     torch.testing.assert_close(losses["contrast"], 2 * supervised_contrast(projected, batch.labels, 0.1))
     distances = [
-        translation_distance(model.get_submodule(f"translators.{a} to {b}")(features[a]), features[b])
+        unit_distance(model.get_submodule(f"translators.{a} to {b}")(features[a]), features[b])
         for a in features
         for b in features
         if a != b
