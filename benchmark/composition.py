@@ -80,6 +80,10 @@ def composed(host: type[Method], modulation: type[Method]) -> type[Method]:
             host.start_epoch(self, ctx)
             modulation.start_epoch(self, ctx)
 
+        def end_step(self, ctx: Context) -> None:
+            host.end_step(self, ctx)
+            modulation.end_step(self, ctx)
+
         def end_epoch(self, ctx: Context) -> None:
             host.end_epoch(self, ctx)
             modulation.end_epoch(self, ctx)

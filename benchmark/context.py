@@ -116,8 +116,8 @@ class Run:
 class Context:
     """Handed to every hook of a method.
 
-    `epoch` counts from 0; `generator` (CPU) is the method's only source of random numbers and is derived anew each
-    epoch.
+    `epoch` counts from 0; `generator` (CPU), and what `stream` returns, are the method's only sources of random numbers
+    and are derived anew each epoch.
     """
 
     def __init__(
@@ -158,6 +158,7 @@ class Context:
         self.generator = seeding.generator(self.run.seed, "method", self._axis, epoch)
         self.loss_sum, self.loss_count = 0.0, 0
         self._notes: dict[str, list[Tensor | float]] = {}
+        self._streams: dict[str, torch.Generator] = {}
 
     def enter(self, method: Method, epoch: int) -> None:
         """Begin an epoch: random streams, random layers (process-wide), learning rate, and the method's own start."""
@@ -200,6 +201,12 @@ class Context:
     def notes(self) -> dict[str, float]:
         """Return the epoch's mean of every noted name."""
         return {name: sum(map(float, values)) / len(values) for name, values in self._notes.items()}
+
+    def stream(self, name: str) -> torch.Generator:
+        """Return a generator (CPU) of this epoch that nobody else's draws move: for a host's draws in every step."""
+        if name not in self._streams:
+            self._streams[name] = seeding.generator(self.run.seed, "method", self._axis, self.epoch, name)
+        return self._streams[name]
 
     # --- data ---
 

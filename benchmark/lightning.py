@@ -162,6 +162,7 @@ class BalancedModule(LightningModule):
             named = dict(self.model.named_parameters())
             self.context.reset_optimizer({name: named[name] for name in self._restored["trained"]})
             self.diagnostics.load_state_dict(self._restored["diagnostics"])
+            self.context.steps = self._restored["steps"]
         return self.context.optimizer
 
     def enter_epoch(self) -> None:
@@ -196,8 +197,9 @@ class BalancedModule(LightningModule):
         self.enter_epoch()
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Let the method take its step."""
+        """Let the method take its step, and end it."""
         self.method.step(batch, self.context)
+        self.method.end_step(self.context)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """End the method's epoch after its last step, before the Trainer validates."""
@@ -222,6 +224,7 @@ class BalancedModule(LightningModule):
             "method": self.method.state_dict(),
             "trained": list(self.context.trained),
             "diagnostics": self.diagnostics.state_dict(),
+            "steps": self.context.steps,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

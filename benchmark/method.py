@@ -237,6 +237,9 @@ class Method:
         ctx.set_encoder_grads({name: self.combine_losses(name, by_loss, ctx) for name, by_loss in apart.items()})
         ctx.update(total(losses))
 
+    def end_step(self, ctx: Context) -> None:
+        """Run after a step, whoever changed it: averages of weights."""
+
     def combine_losses(self, modality: str, gradients: dict[str, dict[str, Tensor]], ctx: Context) -> dict[str, Tensor]:
         """Return one encoder's gradient by parameter name from those of the losses that reach it (`step_per_loss`)."""
         raise NotImplementedError(f"{type(self).__name__} calls step_per_loss and must define combine_losses")

@@ -112,7 +112,9 @@ class _Loop:
         model = initialised(method, seed).to(fabric.device).train()
         self.parts = {name: part.to(fabric.device) for name, part in parts.items()}
         self.counter = PassCounter(modalities)
-        self.counter.watch(model.encoders)
+        for part in model.modules():
+            if isinstance(part, MultimodalModel):  # a method's model may hold another one
+                self.counter.watch(part.encoders)
         self.diagnostics = Diagnostics(modalities, fabric.device)
         self.ctx = begin(
             method,
@@ -156,6 +158,7 @@ class _Loop:
         ctx.enter(method, epoch)
         for batch in method.batches(ctx):
             method.step(batch, ctx)
+            method.end_step(ctx)
         loss = ctx.mean_loss()
         if not math.isfinite(loss):
             raise CellError(
