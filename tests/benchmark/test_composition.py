@@ -56,7 +56,9 @@ def test_a_composition_differs_from_host_and_modulation() -> None:
     assert "unimodal_heads.m0.weight" in both.model.state_dict()
 
 
-@pytest.mark.parametrize("name", ["active_learning+ogm_ge", "active_learning+rgm", "base+rgm", "active_learning+gmp"])
+@pytest.mark.parametrize(
+    "name", ["active_learning+ogm_ge", "active_learning+rgm", "base+rgm", "active_learning+gmp", "cmrf+gmp"]
+)
 def test_a_composition_conforms_like_a_method(name: str) -> None:
     checks = {check: function for check, function in CHECKS.items() if check != "cost"}
     records = list(check_method(METHODS.load(name), name, checks=checks))

@@ -101,7 +101,7 @@ def test_the_trainer_sees_metrics_and_steps(tmp_path: Path) -> None:
 
 # Resuming writes where the first run wrote.
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
-@pytest.mark.parametrize("name", ["rgm", "reconboost"])
+@pytest.mark.parametrize("name", ["rgm", "reconboost", "cmrf"])
 def test_a_trainer_checkpoint_resumes_to_the_same_weights(name: str, tmp_path: Path) -> None:
     class Stop(Callback):
         def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
