@@ -43,6 +43,7 @@ COSTS = [
     ("balgrad", {}, 7 / 3),
     ("rna_net", {}, 1.0),
     ("simmmdg", {}, 1.0),
+    ("moosa", {}, 1.0),
     # Nearly every step has a forward pass of the teacher.
     ("cmrf", {}, 4 / 3),
     ("rgm", {}, 1.0),

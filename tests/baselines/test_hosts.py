@@ -17,7 +17,7 @@ from benchmark.registry import METHODS
 from benchmark.training import Fit, fit
 from tests.baselines.scenes import context
 
-HOSTS = ["cmrf", "rna_net", "simmmdg"]
+HOSTS = ["cmrf", "moosa", "rna_net", "simmmdg"]
 TASK = check_task(2, Widths.EQUAL)
 PROTOCOL = check_protocol().changed({"epochs": 3})
 
