@@ -349,8 +349,9 @@ def check(names: tuple[str, ...], every: bool) -> int:
     if every == bool(names):
         raise UsageError(f"Name the methods or datasets to check, or give --all. Known: {', '.join(known)}.")
     for name in names:
-        if name not in known:
-            raise unknown_name("method or dataset", name, known)
+        for part in name.split("+"):
+            if part not in known:
+                raise unknown_name("method or dataset", part, known)
     from benchmark.conformance import run as run_checks
 
     return run_checks(names)

@@ -139,6 +139,8 @@ def test_experiments_are_listed_with_their_title(capsys: pytest.CaptureFixture[s
         (["table", "tinny"], "Unknown experiment 'tinny'"),
         (["status", "tinny"], "Unknown experiment 'tinny'"),
         (["check", "jiont"], "Unknown method or dataset 'jiont'. Did you mean 'joint'?"),
+        (["check", "rna_net+gnp"], "Unknown method or dataset 'gnp'. Did you mean 'gmp'?"),
+        (["check", "rna_net+digits"], "Unknown method 'digits'."),
         (["check"], "Name the methods or datasets to check, or give --all."),
         (["check", "joint", "--all"], "Name the methods or datasets to check, or give --all."),
         (["fetch", "digit"], "Unknown dataset or backbone 'digit'. Did you mean 'digits'?"),
