@@ -174,17 +174,18 @@ class TaskData:
     def without(self, target: str) -> dict[str, Part]:
         """Return the source domains' train and val parts, and the test part of the target domain alone.
 
+        The rest of the test part is "sources": its features may be recorded, and nothing is trained or selected on it.
         All are normalised by what the sources' train part says. Domain labels count the source domains; samples of the
-        target have none. Raises DataError where a part has no sample left.
+        target have none. Raises DataError where train, val or test has no sample left.
         """
         number = self.domains.index(target)
         sources = torch.tensor([place - (place > number) for place in range(len(self.domains))])
         parts = {}
-        for name, part in self.parts.items():
+        for name, part in (*self.parts.items(), ("sources", self.parts["test"])):
             assert part.domains is not None, "a dataset with domains labels every sample"
             chosen = part.domains == number if name == "test" else part.domains != number
             found = part.subset(chosen.nonzero().squeeze(1))
-            if not len(found):
+            if not len(found) and name != "sources":
                 raise DataError(f"No sample is left in {name} when domain {target!r} is left out. Use another target.")
             kept = None if name == "test" else sources.to(part.labels.device)[found.domains]
             parts[name] = replace(found, domains=kept)

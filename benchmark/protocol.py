@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -13,6 +14,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -111,10 +113,14 @@ class Protocol(Frozen):
     reversal: NonNegativeFloat = Field(
         1.0, description="weight lambda of the reversed domain gradient (several domains)"
     )
+    # Left out of plain data where nothing is recorded: files and digests from before it existed stay what they are.
+    features: NonNegativeInt = Field(
+        0, description="test samples per domain whose fused features are recorded at the end", exclude_if=operator.not_
+    )
 
     def changed(self, changes: Mapping[str, Any]) -> Protocol:
         """Return the protocol with new values of fields named like `optimizer.lr`; raises UsageError for others."""
-        fields = self.model_dump()
+        fields = {"features": self.features, **self.model_dump()}
         for name, value in changes.items():
             group, _, last = name.rpartition(".")
             place = fields.get(group) if group else fields

@@ -21,6 +21,7 @@ from benchmark.context import Context, begin
 from benchmark.diagnostics import Diagnostics, PassCounter
 from benchmark.errors import CellError
 from benchmark.evaluation import evaluate, evaluate_finally
+from benchmark.features import recorded_features
 from benchmark.method import Method, Passes
 from benchmark.model import MultimodalModel
 from benchmark.protocol import Protocol
@@ -41,7 +42,7 @@ class Fit:
     """A finished run: trained model, one record per epoch, counted passes, steps, seconds of training and in all.
 
     `final` holds what `evaluate_finally` finds on the test part with the weights of the epoch that "best_val" selects
-    and with those of the "last"; `model` has the last ones.
+    and with those of the "last", and as `features` what the protocol has recorded; `model` has the last ones.
     """
 
     model: MultimodalModel
@@ -182,7 +183,11 @@ class _Loop:
         """Evaluate the selected epoch's weights and the last ones, once where they are the same; leave the last."""
 
         def found() -> dict[str, Any]:
-            return evaluate_finally(self.method, model, self.parts["test"], self.protocol.batch_size)
+            result = evaluate_finally(self.method, model, self.parts["test"], self.protocol.batch_size)
+            if self.protocol.features:
+                sources, count = self.method.task.domains, self.protocol.features
+                result["features"] = recorded_features(model, self.parts, sources, count, self.protocol.batch_size)
+            return result
 
         model, epochs = self.ctx.model, self.result.epochs
         with self.counter.pause():

@@ -78,6 +78,15 @@ def test_domain_labels_count_the_sources_and_the_target_has_none() -> None:
     assert left["test"].domains is None
 
 
+def test_the_test_samples_of_the_sources_are_kept_aside() -> None:
+    whole = data()
+    every, sources = whole.parts["test"], whole.without("south")["sources"]
+    assert sources.domains is not None
+    own = places(whole, "test") != 1
+    assert torch.equal(sources.labels, every.labels[own])
+    assert torch.equal(sources.domains, places(whole, "test")[own] // 2)
+
+
 def test_normalisation_is_fitted_on_the_sources_training_part() -> None:
     whole = data()
     scaling = {"m0": Scaling(torch.zeros(1), 1.0)}
