@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from benchmark.protocol import Cell, Experiment
 
 FORMATS = {"md": "md", "csv": "csv", "json": "json", "latex": "tex"}
-FIGURES = ("plane", "specific", "energy", "overview")
+FIGURES = ("plane", "specific", "energy", "overview", "trajectories", "sensitivity", "modulation", "structure")
 KINDS = ("methods", "baselines", "datasets", "backbones", "fusions", "experiments")
 
 
@@ -325,15 +325,23 @@ def table(experiment: str, form: str, selection: Any, out: Path | None, against:
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Default: results/figures.")
 @_quick
 def figure(name: str, experiment: str, out: Path | None, quick: bool) -> None:
-    """Draw a figure from the finished cells of an experiment (default: digits); `all` draws every one."""
+    """Draw a figure from the finished cells of an experiment (default: digits); `all` draws every one that it has."""
     from benchmark.figures import write
+    from benchmark.figures.group import NothingToDraw
     from benchmark.paths import results_home
     from benchmark.store import Store
 
     loaded = _loaded(experiment, quick)
     records = Store().records(loaded.cells())
     for one in FIGURES if name == "all" else (name,):
-        for file in write(one, loaded, records, out or results_home() / "figures"):
+        try:
+            files = write(one, loaded, records, out or results_home() / "figures")
+        except NothingToDraw as reason:
+            if name != "all":
+                raise
+            click.echo(f"No {one}: {reason}", err=True)
+            continue
+        for file in files:
             click.echo(file)
 
 

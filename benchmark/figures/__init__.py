@@ -13,8 +13,17 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from benchmark.figures import energy, overview, plane, specific
-from benchmark.figures.group import Group, groups
+from benchmark.figures import (
+    energy,
+    modulation,
+    overview,
+    plane,
+    sensitivity,
+    specific,
+    structure,
+    trajectories,
+)
+from benchmark.figures.group import Group, NothingToDraw, groups
 from benchmark.figures.sheet import look
 from benchmark.protocol import Experiment
 from benchmark.scores import Record
@@ -36,6 +45,10 @@ KINDS = {
     "specific": Kind(specific.specific, specific.draw),
     "energy": Kind(energy.energy, energy.draw),
     "overview": Kind(overview.overview, overview.draw),
+    "trajectories": Kind(trajectories.trajectories, trajectories.draw),
+    "sensitivity": Kind(sensitivity.sensitivity, sensitivity.draw),
+    "modulation": Kind(modulation.modulation, modulation.draw),
+    "structure": Kind(structure.structure, structure.draw),
 }
 
 
@@ -70,15 +83,28 @@ def _document(name: str, group: Group, numbers: Any) -> str:
     return json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def _numbers(kind: Kind, found: Iterable[Group]) -> list[tuple[Group, Any]]:
+    """Return the groups that have something to draw, with it; raises NothingToDraw where none has."""
+    drawn, reasons = [], []
+    for group in found:
+        try:
+            drawn.append((group, kind.numbers(group)))
+        except NothingToDraw as reason:
+            reasons.append(reason)
+    if not drawn:
+        raise reasons[0]
+    return drawn
+
+
 def write(name: str, experiment: Experiment, records: Iterable[Record], out: Path) -> list[Path]:
     """Draw a figure of every column group and return its files in `out`: PNG, SVG and the numbers as JSON.
 
-    `name` is one of `KINDS`. Raises UsageError when no cell is finished, DataError for a record without the numbers.
+    `name` is one of `KINDS`. Raises UsageError when no cell is finished, NothingToDraw when no column group has what
+    the figure is about, DataError for a record without the numbers.
     """
     kind, files = KINDS[name], []
-    for group in groups(experiment, records):
+    for group, numbers in _numbers(kind, groups(experiment, records)):
         stem = "_".join(filter(None, [experiment.name, name, *group.name.split(" · ")]))
-        numbers = kind.numbers(group)
         figure = kind.draw(numbers)
         contents: dict[str, str | bytes] = {
             "png": _picture(figure, "png"),

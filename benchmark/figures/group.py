@@ -13,6 +13,10 @@ from benchmark.scores import Grid, Origin, Record, reading
 from benchmark.tables import LABELLED_ONLY
 
 
+class NothingToDraw(UsageError):  # noqa: N818 - a finding about the experiment, which `all` passes over
+    """The experiment is not one that this kind of figure is about, or records nothing for it."""
+
+
 @dataclass(frozen=True)
 class Finished:
     """A row with its finished seeds: the records of each, one per target domain."""

@@ -193,15 +193,20 @@ def key_height(labels: Sequence[str], width: float) -> float:
 
 
 def panels(
-    rows: Sequence[tuple[str, bool]], ratio: float, frame: Frame, notes: Sequence[str], key: Sequence[str] = ()
+    rows: Sequence[tuple[str, bool]],
+    ratio: float,
+    frame: Frame,
+    notes: Sequence[str],
+    key: Sequence[str] = (),
+    columns: int | None = None,
 ) -> Sheet:
     """Return a sheet with a panel per row (label, proposed), titled with the label; `ratio` is height to width.
 
-    One or two rows fit in one column of a paper, more are spread over both. Room for the titles and for the labels of
-    a `key` is added to the frame.
+    One or two rows fit in one column of a paper, more are spread over both, in `columns` or up to five. Room for the
+    titles and for the labels of a `key` is added to the frame.
     """
     width = SINGLE if len(rows) < 3 else DOUBLE
-    columns = -(-len(rows) // -(-len(rows) // 5))
+    columns = columns or -(-len(rows) // -(-len(rows) // 5))
     across = frame.panel_width(width, columns)
     titles = [wrapped(label, across, " _") for label, _ in rows]
     first, most = (max(len(title) for title in some) for some in (titles[:columns], titles))

@@ -41,7 +41,7 @@ def record(cell: Cell) -> dict[str, Any]:
         "unimodal": {"upper": 0.5, "lower": 0.6},
         "missing": {"upper": 0.6, "lower": 0.5},
     }
-    epoch = {"epoch": 0, "lr": 0.1, "loss": 1.0, "val": metrics, "test": metrics}
+    epoch = {"epoch": 0, "lr": 0.1, "loss": 1.0, "val": metrics, "test": metrics, "notes": {}}
     epoch["cosine"] = {"mean": 0.1, "q10": 0.0, "q50": 0.1, "q90": 0.2}
     epoch["plane"] = [[1.0, -0.3, 0.1]]
     graded = {"noise": [0.7, 0.6, 0.5], "blur": [0.7, 0.6, 0.5], "dropout": [0.7, 0.6, 0.5]}

@@ -18,7 +18,8 @@ from benchmark.errors import UsageError
 from benchmark.features import DIMENSIONS, evenly_chosen, principal_components, recorded_features
 from benchmark.model import same_parameters
 from benchmark.protocol import Cell, Protocol, validated
-from benchmark.training import Fit, fit
+from benchmark.registry import METHODS
+from benchmark.training import Fit, fit, initialised
 
 DOMAINS = ("north", "south", "west")
 PLAIN = check_task(2, Widths.EQUAL)
@@ -84,6 +85,15 @@ def test_numbers_are_plain_and_have_four_digits(with_features: Fit) -> None:
     values = with_features.final["last"]["features"]["values"]
     assert json.loads(json.dumps(values)) == values
     assert all(value == float(f"{value:.4g}") for row in values for value in row)
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_every_method_has_features_to_record(name: str) -> None:
+    kind = METHODS.load(name)
+    method = kind(kind.Options(**kind.sample_options(TASK)), TASK)
+    found = recorded_features(initialised(method, 0), parts(), TASK.domains, 3, 8)
+    assert len(found["values"]) == 9
+    assert any(map(any, found["values"]))
 
 
 def scores(vectors: Tensor) -> Tensor:

@@ -25,73 +25,9 @@ from benchmark.figures import KINDS, energy, overview, plane, specific, write
 from benchmark.figures.group import Group, groups
 from benchmark.figures.sheet import SIZE, mark, text_width, wrapped
 from benchmark.figures.spread import spread
-from benchmark.protocol import Cell, Experiment, validated
+from benchmark.protocol import Experiment
 from benchmark.store import Store
-from benchmark.version import RESULT_SCHEMA
-
-Record = dict[str, Any]
-
-
-def experiment(**changes: Any) -> Experiment:
-    fields = {
-        "name": "fixture",
-        "title": "Fixture",
-        "datasets": ["digits"],
-        "backbones": ["small"],
-        "seeds": 2,
-        "protocol": {"epochs": 2},
-        "baselines": {"joint": None, "pcgrad": {"losses": {"tasks": "losses"}}},
-        "proposed": {"rgm": None},
-        **changes,
-    }
-    return validated(Experiment, fields, "fixture")
-
-
-def many(rows: int, epochs: int = 3) -> Experiment:
-    """An experiment of so many rows, with names as long as the longest of a real one."""
-    variants = {f"diagnosing_relearning {number}": {"number": number} for number in range(rows - 2)}
-    return experiment(baselines={"joint": None, "pcgrad": variants}, protocol={"epochs": epochs})
-
-
-def record(cell: Cell, **changes: Any) -> Record:
-    """A run whose best validation epoch is the first one; every seed adds 1 to energies and 0.02 to accuracies."""
-    seed = cell.seed
-    history = []
-    for epoch in range(cell.protocol.epochs):
-        accuracy = 0.8 - 0.1 * epoch + 0.02 * seed
-        part = {"accuracy": accuracy, "missing": {"upper": accuracy - 0.3, "lower": accuracy - 0.1 - 0.02 * seed}}
-        history.append(
-            {
-                "epoch": epoch,
-                "loss": 2.0 / (1 + epoch),
-                "val": part,
-                "test": part,
-                "energy": {"upper": 1.0 + epoch + seed, "lower": 4.0 + epoch + seed},
-                "balance_factor": 0.5,
-                "cosine": {"mean": 0.1 * epoch, "q10": 0.0, "q50": 0.0, "q90": 0.0},
-                "plane": [[0.5, 0.9 - 0.1 * epoch, 0.25], [1.0, 0.8 - 0.1 * epoch, -0.25]],
-            }
-        )
-    return {
-        "schema": RESULT_SCHEMA,
-        "key": f"key-{cell.describe()}",
-        "cell": json.loads(json.dumps(cell.identity())),
-        "modalities": ["upper", "lower"],
-        "epochs": history,
-        "balance_factor": 0.25 + 0.5 * seed,
-        "steps": 10,
-        "provenance": {"commit": "c0ffee", "dirty": False, "versions": {"python": "3.11.9"}, "device": "cpu: fake"},
-        **changes,
-    }
-
-
-def records(of: Experiment) -> list[Record]:
-    return [record(cell) for cell in of.cells()]
-
-
-def only(of: Experiment, made: list[Record]) -> Group:
-    [group] = groups(of, made)
-    return group
+from tests.benchmark.fake_runs import Record, experiment, hosts, many, only, record, records, sweep
 
 
 def weakened(made: list[Record]) -> list[Record]:
@@ -108,6 +44,11 @@ def without_cosine(made: list[Record], method: str) -> list[Record]:
                 epoch["cosine"] = None
                 epoch["plane"] = [[share, balance, None] for share, balance, _ in epoch["plane"]]
     return made
+
+
+def drawable(name: str) -> Experiment:
+    """A small experiment that has this figure."""
+    return {"modulation": hosts(4, 2), "sensitivity": sweep(4, 2)}.get(name) or experiment()
 
 
 @pytest.fixture
@@ -271,10 +212,12 @@ def test_without_a_finished_cell_the_error_says_what_to_run() -> None:
         ("energy", "epochs"),
         ("overview", "cosine"),
         ("overview", "balance_factor"),
+        ("trajectories", "notes"),
+        ("sensitivity", "options"),
     ],
 )
 def test_a_record_without_the_numbers_is_named(name: str, field: str) -> None:
-    of = experiment()
+    of = drawable(name)
     made = records(of)
     for place in (*made[0]["epochs"], *(epoch["test"] for epoch in made[0]["epochs"]), made[0]):
         place.pop(field, None)
@@ -329,7 +272,7 @@ def overlap(one: BboxBase, other: BboxBase) -> float:
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("rows", [2, 5, 25])
 def test_no_text_is_cut_off_too_small_or_over_another(name: str, rows: int) -> None:
-    of = many(rows)
+    of = {"modulation": hosts, "sensitivity": sweep}.get(name, many)(rows)
     figure = KINDS[name].draw(KINDS[name].numbers(only(of, weakened(records(of)[:-1]))))
     FigureCanvasAgg(figure)
     figure.draw_without_rendering()
@@ -352,7 +295,7 @@ def test_no_text_is_cut_off_too_small_or_over_another(name: str, rows: int) -> N
 
 @pytest.mark.parametrize("name", KINDS)
 def test_the_same_records_give_the_same_files_whatever_matplotlib_is_set_to(name: str, tmp_path: Path) -> None:
-    of = experiment()
+    of = drawable(name)
     files = write(name, of, records(of), tmp_path / "one")
     with matplotlib.rc_context({"font.size": 20, "svg.hashsalt": None, "svg.fonttype": "none", "savefig.dpi": 50}):
         again = write(name, of, records(of), tmp_path / "two")
@@ -400,14 +343,22 @@ def test_the_command_offers_every_figure() -> None:
     assert tuple(KINDS) == FIGURES
 
 
-def test_figure_all_draws_every_figure_and_names_the_files(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_figure_all_draws_what_there_is_and_names_the_files_and_the_rest(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     store = Store()
     for cell in load_experiment("digits").cells():
         store.write(cell, record(cell))
     assert main(["figure", "all"]) == 0
     files = sorted((home / "results" / "figures").iterdir())
-    assert sorted(map(Path, capsys.readouterr().out.split())) == files
-    assert len(files) == 3 * len(KINDS)
+    said = capsys.readouterr()
+    assert sorted(map(Path, said.out.split())) == files
+    lacking = {"sensitivity", "modulation"}
+    assert {file.stem for file in files} == {f"digits_{name}" for name in KINDS.keys() - lacking}
+    for name in lacking:
+        assert f"No {name}: Experiment 'digits' has no" in said.err
+        assert main(["figure", name, "digits"]) == 2
+        assert "Error: Experiment 'digits' has no" in capsys.readouterr().err
     assert main(["figure", "plane", "digits", "--out", str(home / "elsewhere")]) == 0
     assert (home / "elsewhere" / "digits_plane.png").exists()
 
@@ -416,7 +367,7 @@ def test_figure_all_draws_every_figure_and_names_the_files(home: Path, capsys: p
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["plain"], "Invalid value for '{plane|specific|energy|overview|all}'"),
+        (["plain"], f"Invalid value for '{{{'|'.join(FIGURES)}|all}}'"),
         (["plane", "digit"], "Unknown experiment 'digit'. Did you mean 'digits'?"),
         (
             ["plane"],
