@@ -111,7 +111,7 @@ def row_terms(experiment: Experiment, row: Row) -> str:
         {
             "budget": [experiment.tuning.trials, experiment.tuning.seeds],
             "space": experiment.tuning.search.space(row),
-            "options": row.options,
+            "options": row.settings,
             "protocol": experiment.protocol.model_dump(mode="json"),
             "selection": experiment.selection,
         }

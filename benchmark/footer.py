@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmark.comparisons import ALPHA
 from benchmark.metrics import UNDEFINED_WITHOUT_ERRORS, parts_of
-from benchmark.protocol import Column, column_name, place_name
+from benchmark.protocol import OF_PROTOCOL, Column, column_name, leaves, place_name
 from benchmark.tables import Table
 
 _BEST_VAL = "best_val, the epoch with the best validation accuracy (ties: the earliest)"
@@ -108,12 +108,8 @@ def _testing(table: Table) -> Iterator[str]:
         )
 
 
-def _settings(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _settings(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}={'none' if value is None else value}"
+def _settings(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={'none' if value is None else value}" for name, value in leaves(settings))
 
 
 def _setting(table: Table) -> Iterator[str]:
@@ -121,7 +117,14 @@ def _setting(table: Table) -> Iterator[str]:
         ", ".join(dict.fromkeys(column[place] for column in table.columns)) for place in range(3)
     )
     protocol = {**table.protocol, "split": table.protocol["split"] or "dataset's default"}
-    yield (f"Data: {data}; backbone: {backbones}; fusion: {fusions}. Protocol: {', '.join(_settings(protocol))}.")
+    yield (f"Data: {data}; backbone: {backbones}; fusion: {fusions}. Protocol: {_settings(protocol)}.")
+    changed = {
+        row.label: {name: value for name, value in row.options.items() if name.startswith(OF_PROTOCOL)}
+        for row in table.rows
+    }
+    own = [f"{label}: {_settings(settings)}" for label, settings in changed.items() if settings]
+    if own:
+        yield f"Rows with a protocol of their own: {'; '.join(own)}."
     yield f"Selection: {_RULES[table.selection]}. Balance factor: at the end of training."
 
 

@@ -90,12 +90,13 @@ class Schedule(Frozen):
     gamma: float = Field(0.1, gt=0, le=1)
 
 
-def _leaves(fields: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def leaves(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the fields of nested configuration with their values, named like `optimizer.lr`."""
     for name, value in fields.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from leaves(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}"
+            yield f"{prefix}{name}", value
 
 
 class Protocol(Frozen):
@@ -125,18 +126,35 @@ class Protocol(Frozen):
             group, _, last = name.rpartition(".")
             place = fields.get(group) if group else fields
             if not isinstance(place, dict) or last not in place:
-                raise unknown_name("protocol field", name, _leaves(fields))
+                raise unknown_name("protocol field", name, dict(leaves(fields)))
             place[last] = value
         return validated(Protocol, fields, f"Protocol with {dict(changes)}")
 
 
+OF_PROTOCOL = "protocol."
+"""What stands before a protocol field among the settings of a row."""
+
+
 class Row(Frozen):
-    """One row of a table: a method with the options that the experiment gives it."""
+    """One row of a table: a method with the options, and the changes of the protocol, that the experiment gives it."""
 
     method: str
     variant: str = ""
     options: dict[str, Any] = {}
+    protocol: dict[str, Any] = {}
     proposed: bool = False
+
+    @classmethod
+    def declared(cls, method: str, variant: str, settings: Mapping[str, Any], *, proposed: bool) -> Row:
+        """Return the row of settings as an experiment writes them: options, and `protocol.` before protocol fields."""
+        options = {name: value for name, value in settings.items() if not name.startswith(OF_PROTOCOL)}
+        protocol = {name.removeprefix(OF_PROTOCOL): settings[name] for name in settings.keys() - options.keys()}
+        return cls(method=method, variant=variant, options=options, protocol=protocol, proposed=proposed)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The options and changes of the protocol as an experiment writes them."""
+        return {**self.options, **{f"{OF_PROTOCOL}{name}": value for name, value in self.protocol.items()}}
 
     @property
     def label(self) -> str:
@@ -230,7 +248,10 @@ class Search(Frozen):
     def space(self, row: Row) -> tuple[Choices, Choices]:
         """Return the protocol fields and the method's options that a row may vary: not those that it fixes itself."""
         options = self.methods.get(row.method, {})
-        return self.protocol, {name: values for name, values in options.items() if name not in row.options}
+        return (
+            {name: values for name, values in self.protocol.items() if name not in row.protocol},
+            {name: values for name, values in options.items() if name not in row.options},
+        )
 
 
 class Tuning(Frozen):
@@ -326,6 +347,8 @@ class Experiment(Frozen):
             raise unknown_name(f"dataset with weights in experiment {self.name!r}", name, self.datasets)
         for name in self.baselines.keys() & self.proposed.keys():
             raise UsageError(f"Experiment {self.name!r}: {name!r} is a baseline and proposed. Keep one of them.")
+        for row in self.rows():
+            self.protocol.changed(row.protocol)
         if self.reference not in self.baselines:
             raise UsageError(
                 f"Experiment {self.name!r}: reference {self.reference!r} is not among its baselines "
@@ -335,10 +358,10 @@ class Experiment(Frozen):
     def rows(self) -> list[Row]:
         """Return the table's rows in order: baselines, then the proposed methods; one per variant."""
         return [
-            Row(method=method, variant=variant, options=options, proposed=proposed)
+            Row.declared(method, variant, settings, proposed=proposed)
             for proposed, group in ((False, self.baselines), (True, self.proposed))
             for method, variants in group.items()
-            for variant, options in (variants or {"": {}}).items()
+            for variant, settings in (variants or {"": {}}).items()
         ]
 
     def columns(self) -> list[Column]:
@@ -358,13 +381,14 @@ class Experiment(Frozen):
         """
         dataset, backbone, fusion = column
         setting = setting or self.setting(row, column, target)
+        changes = {**row.protocol, **setting.protocol}
         return Cell(
             dataset=dataset,
             backbone=backbone,
             fusion=fusion,
             method=row.method,
             options={**row.options, **setting.options},
-            protocol=self.protocol.changed(setting.protocol) if setting.protocol else self.protocol,
+            protocol=self.protocol.changed(changes) if changes else self.protocol,
             seed=seed,
             target=target,
             weights=self.weights.get(dataset),

@@ -102,14 +102,14 @@ class Published:
             return None
         if not values:
             return Verdict(published, "not run", inside=False, differing=(), unknown=())
-        ours = protocol_fields(experiment, column[0], rule, len(values))
+        ours = protocol_fields(experiment, row, column[0], rule, len(values))
         theirs = {**self.paper.protocol, **self.paper.datasets.get(column[0], {})}
         return judge(published, values, ours, theirs, self.paper.tolerance.get(metric, 0.0))
 
 
-def protocol_fields(experiment: Experiment, dataset: str, rule: str, seeds: int) -> dict[str, Field]:
-    """Return our side of the comparison on one dataset, in the words of `protocols.yaml`."""
-    protocol = experiment.protocol
+def protocol_fields(experiment: Experiment, row: Row, dataset: str, rule: str, seeds: int) -> dict[str, Field]:
+    """Return a row's side of the comparison on one dataset, in the words of `protocols.yaml`."""
+    protocol = experiment.protocol.changed(row.protocol)
     return {
         "optimizer": protocol.optimizer.name,
         "lr": protocol.optimizer.lr,

@@ -158,7 +158,7 @@ def _rows(experiment: Experiment) -> list[TableRow]:
     rows: list[TableRow] = []
     for row in experiment.rows():
         tag = f"P{1 + sum(other.proposed for other in rows)}" if row.proposed else ""
-        rows.append(TableRow(row.label, row.method, row.variant, row.options, row.proposed, tag))
+        rows.append(TableRow(row.label, row.method, row.variant, row.settings, row.proposed, tag))
     return rows
 
 

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from benchmark.figures.energy import DECADES
 from benchmark.figures.group import Finished, Group, NothingToDraw, sentence
 from benchmark.figures.sheet import BASELINE, GREY, PROPOSED, Frame, look, panels
-from benchmark.protocol import Selection, canonical
+from benchmark.protocol import OF_PROTOCOL, Selection, canonical, leaves
 from benchmark.scores import reading, score
 from benchmark.statistics import summarise, t_interval
 
@@ -75,12 +75,13 @@ def changed_option(reference: Mapping[str, Any], options: Mapping[str, Any]) -> 
 
 
 def _options(finished: Finished) -> dict[str, Any]:
-    """Return the options that all of a row's runs share; tuning may have given its targets different ones."""
+    """Return the options and protocol fields that all of a row's runs share; tuning may have given targets others."""
     records = finished.records()
     every = []
     for record in records:
-        with reading(record, "options"):
-            every.append(dict(record["options"]))
+        with reading(record, "options and protocol"):
+            fields = leaves(record["protocol"], OF_PROTOCOL)
+            every.append({**record["options"], **dict(fields)})
     first, *others = every
     varied = {name for other in others for name in differing(first, other)}
     return {name: value for name, value in first.items() if name not in varied}

@@ -97,6 +97,7 @@ def record(cell: Cell, **changes: Any) -> Record:
         "key": f"key-{cell.describe()}",
         "cell": json.loads(json.dumps(cell.identity())),
         "options": {**dict.fromkeys(STRENGTHS, 0.0), **cell.options},
+        "protocol": cell.protocol.model_dump(mode="json"),
         "modalities": ["upper", "lower"],
         "epochs": history,
         "final": {rule: {"features": features(seed)} for rule in ("best_val", "last")},

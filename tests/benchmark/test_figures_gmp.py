@@ -133,6 +133,15 @@ def test_an_option_has_a_panel_with_its_values_in_order_and_the_default_among_th
     assert found.baseline.mean == pytest.approx(81)
 
 
+def test_a_field_of_the_protocol_that_rows_change_has_a_panel_as_an_option_has() -> None:
+    variants = {"default": {}, "weak": {"protocol.reversal": 0.1}, "slow": {"protocol.optimizer.lr": 1e-4}}
+    found = sensitivity_of(experiment(proposed={"rgm": variants}))
+    assert {panel.option: [value for value, _ in panel.points] for panel in found.panels} == {
+        "protocol.reversal": [0.1, 1.0],
+        "protocol.optimizer.lr": [1e-4, 1e-3],
+    }
+
+
 def test_of_one_option_alone_the_row_that_sets_nothing_is_the_default() -> None:
     [panel] = sensitivity_of(
         experiment(baselines={"joint": None}, proposed={"rgm": {"a": {"number": 1}, "b": {"number": 2}}})

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from benchmark.errors import UsageError
-from benchmark.protocol import Cell, Experiment, Protocol, canonical, validated
+from benchmark.protocol import Cell, Experiment, Protocol, Search, canonical, validated
 
 FIELDS: dict[str, Any] = {
     "name": "trial",
@@ -47,6 +47,22 @@ def test_rows_keep_the_order_baselines_then_proposed_with_one_row_per_variant() 
     assert [row.label for row in rows] == ["joint", "pcgrad (modality)", "pcgrad (losses)", "rgm"]
     assert [row.proposed for row in rows] == [False, False, False, True]
     assert rows[2].options == {"reading": "losses"}
+
+
+def test_a_row_may_change_the_protocol_for_itself() -> None:
+    settings = {"protocol.optimizer.lr": 0.5, "blocks": 4}
+    found = experiment(proposed={"rgm": {"": settings}})
+    [row] = [row for row in found.rows() if row.proposed]
+    assert (row.options, row.protocol, row.settings) == ({"blocks": 4}, {"optimizer.lr": 0.5}, settings | {})
+    rates = {cell.method: (cell.protocol.optimizer.lr, cell.options) for cell in found.cells(("rgm", "joint"))}
+    assert rates == {"rgm": (0.5, {"blocks": 4}), "joint": (0.001, {})}
+    search = Search(protocol={"optimizer.lr": [0.1], "epochs": [3]}, methods={"rgm": {"blocks": [1], "gate": ["x"]}})
+    assert search.space(row) == ({"epochs": [3]}, {"gate": ["x"]})
+
+
+def test_a_row_cannot_change_what_the_protocol_does_not_have() -> None:
+    with pytest.raises(UsageError, match=r"Unknown protocol field 'lr'"):
+        experiment(proposed={"rgm": {"": {"protocol.lr": 0.5}}})
 
 
 def test_the_columns_of_a_backbone_stand_side_by_side() -> None:

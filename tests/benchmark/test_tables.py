@@ -369,6 +369,13 @@ def test_markdown_in_full(table: Table) -> None:
     assert "| rgm (printed) [P2] | <u>94.94 ± 0.38</u> † ≈ |" in render(table, "md")
 
 
+def test_the_footer_names_the_rows_with_a_protocol_of_their_own() -> None:
+    of = experiment(proposed={"rgm": {"": {}, "printed": {"protocol.reversal": 0.5, "gate": "printed"}}})
+    text = render(build_table(of, records(of)), "md")
+    assert "- Rows with a protocol of their own: rgm (printed): protocol.reversal=0.5." in text
+    assert "protocol of their own" not in render(build_table(experiment(), records(experiment())), "md")
+
+
 def test_the_footer_names_test_families_protocol_selection_origin_and_command(table: Table) -> None:
     text = render(table, "md")
     for part in (
