@@ -12,7 +12,7 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, ClassVar
@@ -31,10 +31,15 @@ _LFS_POINTER = b"version https://git-lfs"
 
 @dataclass(frozen=True)
 class Checksum:
-    """What a file must be: its sha256 (hex) and, where known, its size in bytes."""
+    """What a file must be: its sha256 (hex), or as much of its beginning as is published, and perhaps its bytes."""
 
     sha256: str
     size: int | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether the sha256 is known to the last digit."""
+        return len(self.sha256) == 64
 
     def fault(self, file: Path) -> str | None:
         """Return what is wrong with `file`, or None when it is the right one."""
@@ -46,7 +51,7 @@ class Checksum:
             return f"{text}, a Git LFS pointer and not the file it stands for" if pointer else text
         with file.open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
-        return None if found == self.sha256 else f"sha256 {found[:12]}… instead of {self.sha256[:12]}…"
+        return None if found.startswith(self.sha256) else f"sha256 {found[:12]}… instead of {self.sha256[:12]}…"
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,23 @@ class Source:
     obtain: str = ""
     suffix: str = ""
 
+    def known(self, raw: Path) -> Checksum | None:
+        """Return the file's checksum; one that is published in part is completed by that of the copy first fetched."""
+        if self.checksum is None or self.checksum.whole or not self._pin(raw).is_file():
+            return self.checksum
+        return replace(self.checksum, sha256=self._pin(raw).read_text(encoding="ascii").strip())
+
+    def remember(self, raw: Path) -> None:
+        """Keep the sha256 of a file that was found right beside it, where it is published in part, for `known`."""
+        known = self.known(raw)
+        if known is not None and not known.whole and (raw / self.file).is_file():
+            with (raw / self.file).open("rb") as stream:
+                found = hashlib.file_digest(stream, "sha256").hexdigest()
+            self._pin(raw).write_text(f"{found}\n", encoding="ascii")
+
+    def _pin(self, raw: Path) -> Path:
+        return raw / f"{self.file}.sha256"
+
     def check(self, raw: Path) -> Verification:
         """Compare the files below `raw` with their checksums."""
         if self.suffix:
@@ -130,7 +152,8 @@ class Source:
             return Verification(
                 self.file, None, missing=() if found else (f"{self.file}/**/*{self.suffix}",), unknown=found
             )
-        files = self.manifest.files if self.manifest else {self.file: self.checksum} if self.checksum else {}
+        checksum = self.known(raw)
+        files = self.manifest.files if self.manifest else {self.file: checksum} if checksum else {}
         present = {path: checksum for path, checksum in files.items() if (raw / path).is_file()}
         faults = {path: checksum.fault(raw / path) for path, checksum in present.items()}
         # Files that lie beside the expected ones in the folders of an unpacked archive.

@@ -109,14 +109,16 @@ class _Fetcher:
         """Return the verification of a complete source; raises DataError when it cannot be completed."""
         check = source.check(self.destination)
         if check.complete:
+            source.remember(self.destination)
             return check
         if source.suffix:
             raise self._failure(source, [f"{path} is missing" for path in check.missing])
         if source.manifest:
             return self._members(source, source.manifest)
-        problems = self._file(source.file, source.urls, source.checksum)
+        problems = self._file(source.file, source.urls, source.known(self.destination))
         if problems:
             raise self._failure(source, problems)
+        source.remember(self.destination)
         return source.check(self.destination)
 
     def _file(self, name: str, urls: tuple[str, ...], checksum: Checksum | None) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 from benchmark.backbones.weights import weights_folder
 from benchmark.dataset import Verification
 from benchmark.download import Progress
@@ -20,6 +22,7 @@ def fetch_named(name: str, *, progress: Progress = lambda *_: None) -> list[Veri
         dataset = DATASETS.load(name)
         return fetch(dataset, raw_home(dataset.card.raw_name), progress=progress)
     if name in BACKBONES.names():
-        sources = tuple(BACKBONES.load(name).weights.values())
+        # Names may share a file: each is fetched once.
+        sources = tuple(dict.fromkeys(chain.from_iterable(BACKBONES.load(name).weights.values())))
         return fetch_sources(name, sources, weights_folder(name), progress=progress)
     raise unknown_name("dataset or backbone", name, [*DATASETS.names(), *BACKBONES.names()])

@@ -229,7 +229,8 @@ def _prepare(cells: Iterable[Cell]) -> dict[str, str]:
         try:
             obtain(name)
             if start is not None:
-                weights(backbone, start)
+                for shape in DATASETS.load(name)().shapes.values():
+                    weights(backbone, start, shape)
         except DataError as error:
             absent.setdefault(name, str(error))
     return absent

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from benchmark.data import Part, TaskData
     from benchmark.method import Method
 
+    State = Mapping[str, Tensor]
+
 _SOURCES = ("benchmark", "baselines", "methods", "datasets")
 _VERSIONED = ("torch", "pytorch-lightning", "numpy", "scikit-learn")
 
@@ -37,13 +39,13 @@ def build_method(cell: Cell) -> Method:
 
     method = METHODS.load(cell.method)
     dataset = DATASETS.load(cell.dataset)()
-    backbone = BACKBONES.load(cell.backbone)
-    state = weights(cell.backbone, cell.weights) if cell.weights else None
+    backbone, start = BACKBONES.load(cell.backbone), cell.weights
+    states = {} if start is None else {s: weights(cell.backbone, start, s) for s in dataset.shapes.values()}
     task = Task(
         shapes=dict(dataset.shapes),
         classes=len(dataset.card.classes),
         epochs=cell.protocol.epochs,
-        backbone=lambda _modality, shape: _encoder(backbone, shape, state),
+        backbone=lambda _modality, shape: _encoder(backbone, shape, start, states),
         fusion=FUSIONS.load(cell.fusion),
         domains=() if cell.target is None else tuple(d for d in dataset.card.domains if d != cell.target),
         hidden=cell.protocol.hidden,
@@ -58,11 +60,14 @@ def build_method(cell: Cell) -> Method:
     return method(options, task)
 
 
-def _encoder(backbone: type[Backbone], shape: tuple[int, ...], state: Mapping[str, Tensor] | None) -> Backbone:
+def _encoder(
+    backbone: type[Backbone], shape: tuple[int, ...], start: str | None, states: Mapping[tuple[int, ...], State]
+) -> Backbone:
     # Weights replace what was drawn: every later draw of the initialisation stays what it is without them.
     encoder = backbone(shape)
-    if state is not None:
-        encoder.load(state)
+    # On the meta device, where methods look for widths alone, there are no values to replace.
+    if start is not None and not next(encoder.parameters()).is_meta:
+        encoder.start(start, states[shape])
     return encoder
 
 
@@ -80,12 +85,11 @@ def check_cell(cell: Cell) -> None:
     build_method(cell.model_copy(update={"weights": None}))
 
 
-@cache
-def weights(backbone: str, name: str) -> Mapping[str, Tensor]:
-    """Return a backbone's published weights, read and verified once; raises DataError where they are not there."""
+def weights(backbone: str, name: str, shape: tuple[int, ...]) -> State:
+    """Return the published weights of a backbone's encoder, read once; raises DataError where they are not there."""
     from benchmark.backbones.weights import pretrained
 
-    return pretrained(backbone, name)
+    return pretrained(backbone, name, shape)
 
 
 @cache

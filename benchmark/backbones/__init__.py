@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -22,17 +22,25 @@ class Backbone(nn.Module):
     A map is `(N, c, *positions)`, or `(N, positions, c)` where `channels_last` says so, as in transformers. N is B, or
     B * T where the T frames of a sample follow one another.
 
-    `weights` names the published states that `equipoise fetch` can bring; one with any implements `load`.
+    `weights` names the published states that `equipoise fetch` can bring; one with any implements `load`. A backbone
+    whose encoders differ with the shape names several files, one per kind of encoder, and implements `source`.
     """
 
     width: int
     stage_widths: tuple[int, ...] = ()
     channels_last: ClassVar[bool] = False
-    weights: ClassVar[Mapping[str, Source]] = {}
+    weights: ClassVar[Mapping[str, tuple[Source, ...]]] = {}
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.shape = shape
+        self._still: list[nn.Module] = []
+
+    @classmethod
+    def source(cls, weights: str, shape: tuple[int, ...]) -> Source:
+        """Return the file of the published `weights` that an encoder of this shape starts from."""
+        (only,) = cls.weights[weights]
+        return only
 
     def stage(self, number: int, hidden: Tensor) -> Tensor:
         """Return the map after stage `number` from the one before it; stage 0 takes a batch `(B, *shape)`."""
@@ -52,6 +60,32 @@ class Backbone(nn.Module):
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take over a published state, as `weights.pretrained` reads it; raises DataError for one that does not fit."""
         raise NotImplementedError
+
+    def start(self, weights: str, state: Mapping[str, Tensor]) -> None:
+        """Begin from the published state that `weights` names; by default by training on all of it."""
+        self.load(state)
+
+    def freeze(self, *trained: nn.Module, moving: bool = False) -> None:
+        """Leave all of the encoder as it is but the modules `trained`: its other parameters are buffers from then on.
+
+        So no method can train, count, clip or decay them. Their batch norms keep their statistics and use these in
+        training too, or with `moving` go on as in an encoder that is trained.
+        """
+        kept = {module for part in trained for module in part.modules()}
+        still = [module for module in self.modules() if module not in kept]
+        for module in still:
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                delattr(module, name)
+                module.register_buffer(name, parameter.detach())
+        self._still = [] if moving else still
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training, or to evaluation, all but what is frozen."""
+        super().train(mode)
+        for module in self._still:
+            module.training = False
+        return self
 
     def squeeze(self, hidden: Tensor, batch: int) -> Tensor:
         """Return the mean `(B, c)` of a map of `batch` samples over the positions and frames of each."""

@@ -22,11 +22,13 @@ class ResNet18(Backbone):
 
     width = 512
     stage_widths = (64, 128, 256, 512)
-    weights: ClassVar[Mapping[str, Source]] = {
-        "imagenet": Source(
-            file="resnet18-f37072fd.pth",
-            urls=("https://download.pytorch.org/models/resnet18-f37072fd.pth",),
-            checksum=Checksum("f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec", 46_830_571),
+    weights: ClassVar[Mapping[str, tuple[Source, ...]]] = {
+        "imagenet": (
+            Source(
+                file="resnet18-f37072fd.pth",
+                urls=("https://download.pytorch.org/models/resnet18-f37072fd.pth",),
+                checksum=Checksum("f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec", 46_830_571),
+            ),
         )
     }
 

@@ -26,11 +26,13 @@ class ViT(Backbone):
     width = 768
     stage_widths = (768, 768, 768)
     channels_last = True
-    weights: ClassVar[Mapping[str, Source]] = {
-        "imagenet": Source(
-            file="vit_b_16-c867db91.pth",
-            urls=("https://download.pytorch.org/models/vit_b_16-c867db91.pth",),
-            checksum=Checksum("c867db91d3e12c6cbadabb610d73c24a546bf82d8c03a9fea34f43a712ddb0e9"),
+    weights: ClassVar[Mapping[str, tuple[Source, ...]]] = {
+        "imagenet": (
+            Source(
+                file="vit_b_16-c867db91.pth",
+                urls=("https://download.pytorch.org/models/vit_b_16-c867db91.pth",),
+                checksum=Checksum("c867db91d3e12c6cbadabb610d73c24a546bf82d8c03a9fea34f43a712ddb0e9"),
+            ),
         )
     }
     ends: ClassVar[tuple[int, ...]] = (6, 9, 12)
@@ -104,7 +106,7 @@ class ViTTiny(ViT, Backbone):
     width = 64
     stage_widths = (64, 64, 64)
     ends = (1, 2, 3)
-    weights: ClassVar[Mapping[str, Source]] = {}
+    weights: ClassVar[Mapping[str, tuple[Source, ...]]] = {}
     side = 64
     patch = 8
     heads = 4

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
 from torch import Tensor
 
+from benchmark.dataset import Source
 from benchmark.errors import DataError, unknown_name
 from benchmark.paths import data_home
 from benchmark.registry import BACKBONES
@@ -19,38 +21,50 @@ def weights_folder(backbone: str) -> Path:
     return data_home() / "weights" / backbone
 
 
-def pretrained(backbone: str, name: str) -> dict[str, Tensor]:
-    """Return the published state `name` of a backbone as its file holds it, for `Backbone.load`.
+def pretrained(backbone: str, name: str, shape: tuple[int, ...]) -> Mapping[str, Tensor]:
+    """Return the published state `name` of a backbone, for `Backbone.start` of an encoder of this shape.
 
-    Raises UsageError for an unknown name, and DataError for a file that is missing, has other bytes than were
-    published, or holds anything but tensors.
+    It is read once. Raises UsageError for an unknown name, and DataError for a file that is missing, has other bytes
+    than were published, or does not hold one state of tensors by name.
     """
-    weights = BACKBONES.load(backbone).weights
-    if name not in weights:
-        raise unknown_name(f"weights of backbone {backbone!r}", name, weights)
-    source, folder = weights[name], weights_folder(backbone)
+    found = BACKBONES.load(backbone)
+    if name not in found.weights:
+        raise unknown_name(f"weights of backbone {backbone!r}", name, found.weights)
+    return _read(backbone, found.source(name, shape), weights_folder(backbone))
+
+
+@cache
+def _read(backbone: str, source: Source, folder: Path) -> Mapping[str, Tensor]:
     check = source.check(folder)
     if not check.complete:
         raise DataError(f"{backbone}: {check.faults()} in {folder}. Run `equipoise fetch {backbone}`.")
     try:
-        state = torch.load(folder / source.file, map_location="cpu", weights_only=True)
+        content = torch.load(folder / source.file, map_location="cpu", weights_only=True)
     except UnpicklingError:
-        state = None
-    if not (isinstance(state, Mapping) and all(isinstance(value, Tensor) for value in state.values())):
+        content = None
+    # Beside their state, files may hold an epoch, an optimiser and the like.
+    candidates = [content, *(content.values() if isinstance(content, Mapping) else ())]
+    states = [value for value in candidates if _is_state(value)]
+    if len(states) != 1:
         raise DataError(
-            f"{backbone}: {source.file} holds more than tensors by name. Publish the weights as a plain state dict."
+            f"{backbone}: {source.file} holds {len(states) or 'no'} states instead of one, or more than plain data. "
+            "Publish the weights as tensors by name."
         )
-    return dict(state)
+    return dict(states[0])
+
+
+def _is_state(value: object) -> bool:
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(item, Tensor) for item in value.values())
 
 
 def fitted(
-    backbone: str, state: Mapping[str, Tensor], own: Mapping[str, Tensor], *, filters: str, classifier: str
+    backbone: str, state: Mapping[str, Tensor], own: Mapping[str, Tensor], *, classifier: str, filters: str = ""
 ) -> dict[str, Tensor]:
     """Return a published `state` in the names and shapes of an encoder's `own`.
 
-    Entries that start with `classifier` are dropped; `filters` names the kernel `(d, 3, h, w)` that reads RGB, which is
-    fitted to the encoder's channels. Raises DataError with the entries that are missing, unexpected or of another
-    shape.
+    Entries that start with `classifier` are dropped; `filters`, if given, names the kernel `(d, 3, h, w)` that reads
+    RGB, which is fitted to the encoder's channels. Raises DataError with the entries that are missing, unexpected or of
+    another shape.
     """
     found = {key: value.detach() for key, value in state.items() if not key.startswith(classifier)}
     if filters in found:
@@ -67,7 +81,7 @@ def fitted(
     }
     text = "; ".join(f"{what}: {which}" for what, which in faults.items() if which)
     if text:
-        raise DataError(f"These weights do not fit backbone {backbone!r} ({text}). Use torchvision's names and shapes.")
+        raise DataError(f"These weights do not fit backbone {backbone!r} ({text}). Use the published file as it is.")
     return found
 
 

@@ -69,7 +69,7 @@ def check_cell(cell: Cell) -> None:
     """Nothing can be wrong with these."""
 
 
-def weights(backbone: str, name: str) -> None:
+def weights(backbone: str, name: str, shape: tuple[int, ...]) -> None:
     """Nothing starts from published weights."""
 
 

@@ -23,6 +23,8 @@ from benchmark.registry import BACKBONES
 
 State = dict[str, Tensor]
 
+SHAPE = (3, 8, 8)
+
 
 @pytest.fixture(scope="module")
 def resnet() -> nn.Module:
@@ -42,16 +44,17 @@ def vit() -> nn.Module:
 class TestPins:
     @pytest.mark.parametrize("name", BACKBONES.names())
     def test_a_published_file_is_named_after_its_pinned_hash(self, name: str) -> None:
-        for source in BACKBONES.load(name).weights.values():
+        for source in {source for sources in BACKBONES.load(name).weights.values() for source in sources}:
             assert source.checksum is not None
-            assert len(source.checksum.sha256) == 64
-            assert Path(source.file).stem.rpartition("-")[2] == source.checksum.sha256[:8]
+            assert len(source.checksum.sha256) == (64 if "pytorch.org" in source.urls[0] else 8 * ("-" in source.file))
+            assert Path(source.file).stem.rpartition("-")[2].startswith(source.checksum.sha256[:8])
             assert [url.rpartition("/")[2] for url in source.urls] == [source.file]
 
-    def test_resnet18_and_vit_have_imagenet_weights_and_the_small_ones_none(self) -> None:
+    def test_every_backbone_states_its_weights_and_the_small_ones_have_none(self) -> None:
         names = {name: list(BACKBONES.load(name).weights) for name in BACKBONES.names()}
         assert names["resnet18"] == names["vit"] == ["imagenet"]
         assert names["small"] == names["vittiny"] == []
+        assert names["slowfast"] == names["slowfastr50"] == ["kinetics400_vggsound", "kinetics400_vggsound_released"]
 
 
 class TestParity:
@@ -130,7 +133,7 @@ class TestRefusals:
         assert self.refusal(state, ResNet18((3, 8, 8))) == (
             "These weights do not fit backbone 'resnet18' (missing: conv1.weight, bn1.weight, bn1.bias, 117 more; "
             "unexpected: module.conv1.weight, module.bn1.weight, module.bn1.bias, 119 more). "
-            "Use torchvision's names and shapes."
+            "Use the published file as it is."
         )
 
     def test_a_missing_entry_is_named(self, resnet: nn.Module) -> None:
@@ -163,7 +166,7 @@ def publish(monkeypatch: pytest.MonkeyPatch, file: Path, content: Any) -> None:
         urls=("http://127.0.0.1:1/toy.pth",),
         checksum=Checksum(hashlib.sha256(data).hexdigest(), len(data)),
     )
-    monkeypatch.setattr(ResNet18, "weights", {"toy": source})
+    monkeypatch.setattr(ResNet18, "weights", {"toy": (source,)})
 
 
 @pytest.fixture
@@ -177,7 +180,7 @@ class TestFiles:
 
     def test_a_verified_file_is_read_as_published(self, toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         publish(monkeypatch, toy, self.STATE)
-        found = pretrained("resnet18", "toy")
+        found = pretrained("resnet18", "toy", SHAPE)
         assert found.keys() == self.STATE.keys()
         assert all(torch.equal(value, self.STATE[key]) for key, value in found.items())
 
@@ -185,14 +188,14 @@ class TestFiles:
         publish(monkeypatch, toy, self.STATE)
         toy.unlink()
         with pytest.raises(DataError, match=r"^resnet18: toy.pth: .*missing.* Run `equipoise fetch resnet18`\.$"):
-            pretrained("resnet18", "toy")
+            pretrained("resnet18", "toy", SHAPE)
 
     def test_a_truncated_file_is_refused(self, toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         publish(monkeypatch, toy, self.STATE)
         size = toy.stat().st_size
         toy.write_bytes(toy.read_bytes()[:-1])
         with pytest.raises(DataError, match=f"{size - 1} bytes instead of {size}.*equipoise fetch resnet18"):
-            pretrained("resnet18", "toy")
+            pretrained("resnet18", "toy", SHAPE)
 
     def test_other_bytes_are_never_read(self, toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         publish(monkeypatch, toy, self.STATE)
@@ -201,21 +204,36 @@ class TestFiles:
         toy.write_bytes(content)
         monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("read before it was verified"))
         with pytest.raises(DataError, match=r"sha256 .* instead of .*equipoise fetch resnet18"):
-            pretrained("resnet18", "toy")
+            pretrained("resnet18", "toy", SHAPE)
 
-    @pytest.mark.parametrize("content", [{"state_dict": STATE}, {"path": Path("x")}, [torch.zeros(1)]])
-    def test_a_file_of_anything_but_tensors_is_refused(
-        self, toy: Path, monkeypatch: pytest.MonkeyPatch, content: Any
+    def test_a_state_is_found_among_other_plain_data(self, toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        beside = {"epoch": 3, "meta": {"config": "x"}, "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]}}
+        publish(monkeypatch, toy, {**beside, "state_dict": self.STATE})
+        assert pretrained("resnet18", "toy", SHAPE).keys() == self.STATE.keys()
+
+    @pytest.mark.parametrize(
+        ("content", "found"),
+        [
+            ({"state_dict": STATE, "path": Path("x")}, "no states"),
+            ({"state_dict": STATE, "ema": STATE}, "2 states"),
+            ([torch.zeros(1)], "no states"),
+            ({}, "no states"),
+        ],
+    )
+    def test_a_file_without_one_state_or_with_objects_is_refused(
+        self, toy: Path, monkeypatch: pytest.MonkeyPatch, content: Any, found: str
     ) -> None:
         publish(monkeypatch, toy, content)
-        with pytest.raises(DataError, match=r"resnet18: toy\.pth holds more than tensors by name"):
-            pretrained("resnet18", "toy")
+        with pytest.raises(
+            DataError, match=rf"resnet18: toy\.pth holds {found} instead of one, or more than plain data"
+        ):
+            pretrained("resnet18", "toy", SHAPE)
 
     def test_unknown_weights_are_answered_with_the_known_ones(self) -> None:
         with pytest.raises(UsageError, match=r"'resnet18' 'imagnet'\. Did you mean 'imagenet'\? Known: imagenet\."):
-            pretrained("resnet18", "imagnet")
+            pretrained("resnet18", "imagnet", SHAPE)
         with pytest.raises(UsageError, match=r"Unknown weights of backbone 'small' 'imagenet'\. Known: none\."):
-            pretrained("small", "imagenet")
+            pretrained("small", "imagenet", SHAPE)
 
 
 class TestFetch:
@@ -227,7 +245,7 @@ class TestFetch:
         assert main(["fetch", "resnet18"]) == 0
         assert capsys.readouterr().out == "toy.pth: 1 expected, 1 found, 0 broken\n"
         assert toy.is_file()
-        assert pretrained("resnet18", "toy").keys() == TestFiles.STATE.keys()
+        assert pretrained("resnet18", "toy", SHAPE).keys() == TestFiles.STATE.keys()
 
     def test_a_broken_file_is_replaced(self, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         publish(monkeypatch, tmp_path / "mirror" / "resnet18" / "toy.pth", TestFiles.STATE)
@@ -235,7 +253,7 @@ class TestFetch:
         toy.parent.mkdir(parents=True)
         toy.write_bytes(b"half")
         assert main(["fetch", "resnet18"]) == 0
-        pretrained("resnet18", "toy")
+        pretrained("resnet18", "toy", SHAPE)
 
     @pytest.mark.usefixtures("toy")
     def test_a_backbone_without_weights_needs_no_download(self, capsys: pytest.CaptureFixture[str]) -> None:

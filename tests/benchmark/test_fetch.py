@@ -287,6 +287,38 @@ def test_a_mirror_that_is_no_folder_is_refused(server: Server, tmp_path: Path, m
         fetch(one_file(server, "/a"), tmp_path, patience=PATIENCE)
 
 
+@pytest.mark.parametrize("digits", [8, 0])
+def test_a_checksum_published_in_part_is_completed_by_the_first_copy(
+    server: Server, tmp_path: Path, digits: int
+) -> None:
+    server.content["/a"] = CONTENT
+    part = Checksum(sums(CONTENT).sha256[:digits])
+    toy = dataset(Source(file="toy.bin", urls=(server.url + "/a",), checksum=part))
+    assert fetch(toy, tmp_path, patience=PATIENCE)[0].complete
+    assert (tmp_path / "toy.bin.sha256").read_text() == f"{sums(CONTENT).sha256}\n"
+    (tmp_path / "toy.bin").write_bytes(b"other")
+    assert not toy.card.sources[0].check(tmp_path).complete
+    assert fetch(toy, tmp_path, patience=PATIENCE)[0].complete
+    assert (tmp_path / "toy.bin").read_bytes() == CONTENT
+
+
+def test_a_file_that_lies_there_is_remembered_by_a_fetch(tmp_path: Path) -> None:
+    (tmp_path / "toy.bin").write_bytes(CONTENT)
+    toy = dataset(Source(file="toy.bin", urls=("http://127.0.0.1:1/a",), checksum=Checksum("")))
+    assert fetch(toy, tmp_path, patience=PATIENCE)[0].complete
+    (tmp_path / "toy.bin").write_bytes(b"other")
+    with pytest.raises(DataError, match=r"toy\.bin: sha256 .* instead of "):
+        fetch(toy, tmp_path, patience=PATIENCE)
+
+
+def test_bytes_that_contradict_the_published_part_of_a_checksum_are_refused(server: Server, tmp_path: Path) -> None:
+    server.content["/a"] = CONTENT
+    toy = dataset(Source(file="toy.bin", urls=(server.url + "/a",), checksum=Checksum("01234567")))
+    with pytest.raises(DataError, match=r"/a: sha256 .* instead of 01234567"):
+        fetch(toy, tmp_path, patience=PATIENCE)
+    assert not (tmp_path / "toy.bin.sha256").exists()
+
+
 def test_a_source_that_may_not_be_downloaded_says_where_to_get_it_and_is_checked(tmp_path: Path) -> None:
     toy = dataset(Source(file="toy.bin", checksum=sums(CONTENT), obtain="Sign the form at example.org."))
     with pytest.raises(DataError, match=r"brought by hand \(toy\.bin is not there\)\. Sign the form .* Put it into"):

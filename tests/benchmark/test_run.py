@@ -41,12 +41,20 @@ def test_an_encoder_starts_from_the_published_weights_and_the_head_as_without_th
     torch.manual_seed(7)
     encoder = BACKBONES.load("resnet18")((3, 8, 8))
     published = {name.removeprefix("network."): value for name, value in encoder.state_dict().items()}
-    monkeypatch.setattr(run, "weights", lambda _backbone, _name: published)
+    monkeypatch.setattr(run, "weights", lambda _backbone, _name, _shape: published)
     plain, loaded = (initialised(run.build_method(cell(weights=name)), 0).state_dict() for name in (None, "imagenet"))
     name = "encoders.upper.network.layer1.0.conv1.weight"
     assert torch.equal(loaded[name], published["layer1.0.conv1.weight"])
     assert not torch.equal(plain[name], loaded[name])
     assert torch.equal(plain["head.weight"], loaded["head.weight"])
+
+
+def test_looking_for_widths_takes_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "weights", lambda *_: {"other": torch.zeros(1)})
+    task = run.build_method(cell(weights="imagenet")).task
+    assert task.widths == {"upper": 512, "lower": 512}
+    with pytest.raises(DataError, match="These weights do not fit"):
+        task.encoders()
 
 
 def test_unknown_weights_are_refused_with_the_known_ones() -> None:
@@ -56,7 +64,6 @@ def test_unknown_weights_are_refused_with_the_known_ones() -> None:
 
 def test_weights_that_are_not_here_say_how_to_get_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("EQUIPOISE_DATA", str(tmp_path))
-    run.weights.cache_clear()
     run.check_cell(cell(weights="imagenet"))
     with pytest.raises(DataError, match="Run `equipoise fetch resnet18`"):
         run.build_method(cell(weights="imagenet"))
