@@ -10,7 +10,7 @@ import torch
 
 from benchmark.composition import composed
 from benchmark.conformance_task import SOURCES, Widths, check_parts, check_protocol, check_task
-from benchmark.method import Method
+from benchmark.method import Method, Passes
 from benchmark.model import same_parameters
 from benchmark.protocol import validated
 from benchmark.registry import METHODS
@@ -48,6 +48,18 @@ def test_a_modulation_trains_around_a_host_and_changes_it(name: str, modulation:
     plain = trained(built(METHODS.load(name)))
     assert not same_parameters(both.model, plain.model)
     assert both.passes == plain.passes
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_gmp_around_a_host_takes_two_more_backward_passes_and_no_forward(name: str) -> None:
+    def passes(method: str) -> Passes:
+        task = replace(TASK, epochs=3, domains=SOURCES)
+        kind = METHODS.load(method)
+        options = validated(kind.Options, kind.sample_options(task), method)
+        return fit(kind(options, task), check_parts(2), PROTOCOL, 0).passes
+
+    plain, around = passes(name), passes(f"{name}+gmp")
+    assert (around.forward, around.backward) == (plain.forward, plain.backward + 2)
 
 
 @pytest.mark.parametrize("name", HOSTS)
