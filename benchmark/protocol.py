@@ -246,8 +246,13 @@ class Search(Frozen):
                     raise UsageError(f"Search space of {name}: {field} has no values. Give some or leave it out.")
 
     def space(self, row: Row) -> tuple[Choices, Choices]:
-        """Return the protocol fields and the method's options that a row may vary: not those that it fixes itself."""
-        options = self.methods.get(row.method, {})
+        """Return the protocol fields and the method's options that a row may vary: not those that it fixes itself.
+
+        A composition varies what its parts vary.
+        """
+        options = {
+            name: values for part in row.method.split("+") for name, values in self.methods.get(part, {}).items()
+        }
         return (
             {name: values for name, values in self.protocol.items() if name not in row.protocol},
             {name: values for name, values in options.items() if name not in row.options},

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from benchmark.errors import UsageError
-from benchmark.protocol import Cell, Experiment, Protocol, Search, canonical, validated
+from benchmark.protocol import Cell, Experiment, Protocol, Row, Search, canonical, validated
 
 FIELDS: dict[str, Any] = {
     "name": "trial",
@@ -58,6 +58,12 @@ def test_a_row_may_change_the_protocol_for_itself() -> None:
     assert rates == {"rgm": (0.5, {"blocks": 4}), "joint": (0.001, {})}
     search = Search(protocol={"optimizer.lr": [0.1], "epochs": [3]}, methods={"rgm": {"blocks": [1], "gate": ["x"]}})
     assert search.space(row) == ({"epochs": [3]}, {"gate": ["x"]})
+
+
+def test_a_composition_may_vary_what_its_parts_vary() -> None:
+    search = Search(methods={"rna_net": {"alignment_weight": [1]}, "gmp": {"alpha_k": [0.1], "alpha_p": [0.1]}})
+    row = Row(method="rna_net+gmp", options={"alpha_p": 0.2})
+    assert search.space(row) == ({}, {"alignment_weight": [1], "alpha_k": [0.1]})
 
 
 def test_a_row_cannot_change_what_the_protocol_does_not_have() -> None:
