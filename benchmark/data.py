@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -113,6 +113,16 @@ class Part:
             self.augmentation,
         )
 
+    def joined(self, others: Iterable[Self]) -> Self:
+        """Return the samples of this part followed by those of `others`, parts of the same dataset."""
+        parts = [self, *others]
+        return replace(
+            self,
+            rows={name: torch.cat([part.rows[name] for part in parts]) for name in self.rows},
+            labels=torch.cat([part.labels for part in parts]),
+            domains=None if self.domains is None else torch.cat([p.domains for p in parts if p.domains is not None]),
+        )
+
     def others(self, indices: Tensor) -> Tensor:
         """Return the positions (CPU, ascending) of all samples but those at `indices`."""
         everything = torch.arange(len(self))
@@ -160,7 +170,8 @@ class Part:
 class TaskData:
     """A dataset under one named split; `digest` (sha256 hex) is equal when the prepared data are equal.
 
-    `zeros` are the stored values about which signed modalities are normalised, and not about their mean.
+    `zeros` are the stored values about which signed modalities are normalised, and not about their mean; `held_out`
+    says of which parts those without a domain are made (see `DatasetCard`).
     """
 
     parts: Mapping[str, Part]
@@ -170,18 +181,22 @@ class TaskData:
     domains: tuple[str, ...]
     digest: str
     zeros: Mapping[str, float] = field(default_factory=dict)
+    held_out: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {name: (name,) for name in PARTS})
 
     def without(self, target: str) -> dict[str, Part]:
         """Return the source domains' train and val parts, and the test part of the target domain alone.
 
-        The rest of the test part is "sources": its features may be recorded, and nothing is trained or selected on it.
+        The rest of the test part is "sources": its features may be recorded, and nothing is trained on it, nor selected
+        unless `held_out` validates on it.
         All are normalised by what the sources' train part says. Domain labels count the source domains; samples of the
         target have none. Raises DataError where train, val or test has no sample left.
         """
         number = self.domains.index(target)
         sources = torch.tensor([place - (place > number) for place in range(len(self.domains))])
         parts = {}
-        for name, part in (*self.parts.items(), ("sources", self.parts["test"])):
+        for name, made_of in {**self.held_out, "sources": ("test",)}.items():
+            first, *rest = (self.parts[own] for own in made_of)
+            part = first.joined(rest)
             assert part.domains is not None, "a dataset with domains labels every sample"
             chosen = part.domains == number if name == "test" else part.domains != number
             found = part.subset(chosen.nonzero().squeeze(1))
@@ -208,7 +223,8 @@ def load(dataset: str, split: str | None = None, device: torch.device | str = "c
     split = split or entry.card.default_split
     if split not in entry.card.splits:
         raise unknown_name(f"split of dataset {dataset!r}", split, entry.card.splits)
-    return replace(place(obtain(dataset), split, device, entry.augment), zeros=entry.card.zeros)
+    placed = place(obtain(dataset), split, device, entry.augment)
+    return replace(placed, zeros=entry.card.zeros, held_out=entry.card.held_out.get(split, placed.held_out))
 
 
 def place(prepared: Prepared, split: str, device: torch.device | str, augmentation: Augment | None = None) -> TaskData:

@@ -31,10 +31,14 @@ _LFS_POINTER = b"version https://git-lfs"
 
 @dataclass(frozen=True)
 class Checksum:
-    """What a file must be: its sha256 (hex), or as much of its beginning as is published, and perhaps its bytes."""
+    """What a file must be: its sha256 (hex), or as much of its beginning as is published, and perhaps its bytes.
+
+    `md5` is for files whose publisher states no other checksum.
+    """
 
     sha256: str
     size: int | None = None
+    md5: str = ""
 
     @property
     def whole(self) -> bool:
@@ -49,9 +53,13 @@ class Checksum:
                 pointer = stream.read(len(_LFS_POINTER)) == _LFS_POINTER
             text = f"{size} bytes instead of {self.size}"
             return f"{text}, a Git LFS pointer and not the file it stands for" if pointer else text
-        with file.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-        return None if found.startswith(self.sha256) else f"sha256 {found[:12]}… instead of {self.sha256[:12]}…"
+        for algorithm, stated in (("sha256", self.sha256), ("md5", self.md5)):
+            if stated:
+                with file.open("rb") as stream:
+                    found = hashlib.file_digest(stream, algorithm).hexdigest()
+                if not found.startswith(stated):
+                    return f"{algorithm} {found[:12]}… instead of {stated[:12]}…"
+        return None
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,7 @@ class Verification:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Checksums of single files: a CSV with the columns `path`, `sha256` and `size`.
+    """Checksums of single files: a CSV with the columns `path`, `sha256` and `size`, or `path` and `md5`.
 
     `urls` are patterns with `{path}` under which a file can be had when the archive lacks it, or when there is none.
     """
@@ -101,11 +109,17 @@ class Manifest:
     def files(self) -> dict[str, Checksum]:
         """Relative path to checksum, in the order of the CSV."""
         with self.file.open(newline="", encoding="utf-8") as stream:
-            rows = {row["path"]: Checksum(row["sha256"], int(row["size"])) for row in csv.DictReader(stream)}
+            rows = {row["path"]: _stated(row) for row in csv.DictReader(stream)}
         outside = [path for path in rows if leaves_folder(path)]
         if outside:
             raise DataError(f"{self.file.name}: {outside[0]!r} is outside the raw folder. Correct the manifest.")
         return rows
+
+
+def _stated(row: Mapping[str, str]) -> Checksum:
+    """Return what a row of a manifest states."""
+    size = row.get("size")
+    return Checksum(row.get("sha256", ""), int(size) if size else None, row.get("md5", ""))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +189,10 @@ class DatasetCard:
     `zeros` gives the stored value that means zero in a modality whose sign counts, as that of motion does: it is
     normalised to 0, so that a change of sign stays one. The other modalities are normalised to mean 0. `raw` names the
     dataset whose sources these are, where it is another one: both then read the same raw files, fetched once.
+
+    Where a domain is left out, the other domains' parts are trained and validated on and the left-out one's test part
+    is tested. `held_out` is for splits of which the literature takes other parts: it maps `train` and `val` to the
+    parts of the sources and `test` to those of the target that they are made of.
     """
 
     name: str
@@ -189,6 +207,7 @@ class DatasetCard:
     sources: tuple[Source, ...] = ()
     zeros: Mapping[str, float] = field(default_factory=dict)
     raw: str = ""
+    held_out: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse a card that contradicts itself, before anything is fetched."""
@@ -196,6 +215,15 @@ class DatasetCard:
             raise unknown_name(f"default split of dataset {self.name!r}", self.default_split, self.splits)
         for modality in self.zeros.keys() - self.shapes.keys():
             raise unknown_name(f"zero in dataset {self.name!r} of the modality", modality, self.shapes)
+        for split, made in self.held_out.items():
+            if split not in self.splits:
+                raise unknown_name(f"held-out split of dataset {self.name!r}", split, self.splits)
+            shared = set(made["train"]).intersection(made["val"])
+            if shared:
+                raise UsageError(
+                    f"Dataset {self.name!r}: without a domain, split {split!r} trains and validates on the same part "
+                    f"{min(shared)!r}. Correct its card."
+                )
         for source in self.sources:
             if not (source.checksum or source.manifest or source.suffix):
                 raise UsageError(f"Dataset {self.name!r}: {source.file} has no checksum. Add one, or a manifest.")

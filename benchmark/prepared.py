@@ -183,7 +183,7 @@ def manifest_digest(card: DatasetCard) -> str:
     for source in card.sources:
         files = source.manifest.files if source.manifest else {}
         whole = source.checksum.sha256 if source.checksum else None
-        sources.append([source.file, whole, {path: member.sha256 for path, member in files.items()}])
+        sources.append([source.file, whole, {path: member.sha256 or member.md5 for path, member in files.items()}])
     return digest(sources)
 
 

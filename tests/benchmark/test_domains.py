@@ -22,6 +22,7 @@ from benchmark.rendering import render
 from benchmark.run import build_method, check_cell
 from benchmark.tables import build_table
 from benchmark.training import fit, initialised
+from datasets.av_digits_dg import AVDigitsDG
 
 DOMAINS = ("north", "south", "west")
 TASK = replace(check_task(2, Widths.EQUAL), domains=DOMAINS[:2], hidden=16)
@@ -96,6 +97,31 @@ def test_normalisation_is_fitted_on_the_sources_training_part() -> None:
     assert seen.mean().item() == pytest.approx(0.0, abs=1e-6)
     assert seen.std(correction=0).item() == pytest.approx(1.0, abs=1e-6)
     assert left["test"].scaling == left["train"].scaling
+
+
+def test_a_split_may_make_the_parts_without_a_domain_of_others() -> None:
+    whole = data()
+    made = {"train": ("train", "val"), "val": ("test",), "test": ("train", "val", "test")}
+    left = replace(whole, held_out=made).without("south")
+    counts = {part: int(places(whole, part).ne(1).sum()) for part in whole.parts}
+    assert len(left["train"]) == counts["train"] + counts["val"]
+    assert len(left["val"]) == counts["test"]
+    assert len(left["test"]) == sum(int(places(whole, part).eq(1).sum()) for part in whole.parts)
+    train, val = (whole.parts[part] for part in ("train", "val"))
+    sources = [
+        part.subset(places(whole, name).ne(1).nonzero()[:, 0]) for name, part in (("train", train), ("val", val))
+    ]
+    assert torch.equal(left["train"].labels, torch.cat([part.labels for part in sources]))
+    for modality, rows in left["train"].rows.items():
+        assert torch.equal(rows, torch.cat([part.rows[modality] for part in sources]))
+
+
+def test_a_card_that_trains_and_validates_on_the_same_part_without_a_domain_is_refused() -> None:
+    made = {"train": ("train", "val"), "val": ("val",), "test": ("test",)}
+    with pytest.raises(UsageError, match="split 'by_index' trains and validates on the same part 'val'"):
+        replace(AVDigitsDG.card, held_out={"by_index": made})
+    with pytest.raises(UsageError, match="Unknown held-out split of dataset 'av_digits_dg' 'index'"):
+        replace(AVDigitsDG.card, held_out={"index": made})
 
 
 def test_a_target_without_test_samples_is_refused() -> None:

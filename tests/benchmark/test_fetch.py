@@ -138,6 +138,19 @@ def test_a_verified_file_gets_its_name_and_nothing_else_is_left(server: Server, 
     assert not (tmp_path / "raw" / "toy.bin.part").exists()
 
 
+def test_files_whose_publisher_states_md5_alone_are_verified_by_that(server: Server, tmp_path: Path) -> None:
+    server.content |= {"/a.tar": CONTENT, "/b.tar": CONTENT[1:]}
+    md5 = hashlib.md5(CONTENT).hexdigest()
+    (tmp_path / "sums.csv").write_text(f"path,md5\na.tar,{md5}\n")
+    files = Manifest(tmp_path / "sums.csv", (server.url + "/{path}",))
+    (found,) = fetch(dataset(Source(file="all", manifest=files)), tmp_path / "raw", patience=PATIENCE)
+    assert str(found) == "all: 1 expected, 1 found, 0 broken"
+    (tmp_path / "sums.csv").write_text(f"path,md5\nb.tar,{md5}\n")
+    files = Manifest(tmp_path / "sums.csv", files.urls)
+    with pytest.raises(DataError, match=rf"md5 [0-9a-f]{{12}}… instead of {md5[:12]}…"):
+        fetch(dataset(Source(file="all", manifest=files)), tmp_path / "raw", patience=PATIENCE)
+
+
 def test_a_finished_file_is_not_asked_for_again(server: Server, tmp_path: Path) -> None:
     toy = one_file(server, "/a")
     fetch(toy, tmp_path, patience=PATIENCE)
