@@ -10,17 +10,29 @@ import tarfile
 import zipfile
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from benchmark.dataset import leaves_folder
 from benchmark.errors import DataError
 
 
+class Span(NamedTuple):
+    """Where a member's bytes lie in an archive that is not compressed."""
+
+    start: int
+    size: int
+
+
 def read_zip(archive: Path, files: Sequence[str]) -> Iterator[bytes | None]:
     """Yield the content of each of `files` in their order, None for one that the archive lacks.
 
-    Raises DataError for a member outside the archive's folder.
+    Raises DataError for a member outside the archive's folder, and for no zip.
     """
-    with zipfile.ZipFile(archive) as bundle:
+    try:
+        bundle = zipfile.ZipFile(archive)
+    except zipfile.BadZipFile as error:
+        raise DataError(f"{archive.name} is no whole zip archive ({error}). Fetch it again.") from None
+    with bundle:
         members = {_key(archive, member.filename): member for member in bundle.infolist() if not member.is_dir()}
         for file in files:
             member = members.get(file.lower())
@@ -39,6 +51,28 @@ def read_tar(archive: Path, files: Collection[str]) -> Iterator[tuple[str, bytes
             if file and member.isfile() and (stream := bundle.extractfile(member)):
                 del wanted[file.lower()]
                 yield file, stream.read()
+
+
+def tar_spans(archive: Path) -> Iterator[tuple[str, Span]]:
+    """Yield name and place of every file in a tar archive that is not compressed, without reading any.
+
+    Raises DataError for another file.
+    """
+    try:
+        with tarfile.open(archive, "r:") as bundle:
+            yield from ((member.name, Span(member.offset_data, member.size)) for member in bundle if member.isfile())
+    except tarfile.ReadError as error:
+        raise DataError(f"{archive.name} is no tar archive without compression ({error}). Fetch it again.") from None
+
+
+def read_spans(archive: Path, spans: Sequence[Span]) -> list[bytes]:
+    """Return the bytes at each of the places that `tar_spans` gave."""
+    with archive.open("rb") as stream:
+        found = []
+        for span in spans:
+            stream.seek(span.start)
+            found.append(stream.read(span.size))
+    return found
 
 
 def _key(archive: Path, member: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from av.container import InputContainer
 
 SIDE = 224
+SHORT = 8 / 7
+"""Short side that frames are resized to before their centre is cut out, in sides of that: 256 for 224 pixels."""
+STILL = 128
+"""The level of no motion where optical flow is stored as images: its range is symmetric about 0."""
 
 
 @dataclass(frozen=True)
@@ -34,15 +39,34 @@ class Pixels:
 
 
 RGB = Pixels("rgb24", 3)
+# Flow is read through gray, and not as one of the colours, whose conversion is two levels low.
+GRAY = Pixels("gray", 1, blank=STILL)
 
 
 @dataclass(frozen=True)
 class Frames:
-    """Frames (channels, T, side, side) as uint8, the video's length in seconds and what was wrong with it."""
+    """Frames (channels, T, side, side) as uint8, the video's length in seconds and what was wrong with it.
+
+    `count` says how many frames the video has.
+    """
 
     images: NDArray[np.uint8]
     seconds: float
     faults: tuple[str, ...] = ()
+    count: int = 0
+
+    @property
+    def rate(self) -> float:
+        """Frames per second, 0 where there is none."""
+        return self.count / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True)
+class _Extent:
+    """The time stamps of a video's frames, ascending, and its length, all in seconds."""
+
+    stamps: list[float]
+    seconds: float
 
 
 def segment_centres(seconds: float, count: int) -> list[float]:
@@ -52,7 +76,11 @@ def segment_centres(seconds: float, count: int) -> list[float]:
 
 def segment_frames(file: Path | bytes, count: int, side: int = SIDE, pixels: Pixels = RGB) -> Frames:
     """Return the frames shown in the middle of `count` equal segments of a video; see `frames_at`."""
-    return _read(file, count, lambda seconds: segment_centres(seconds, count), side, pixels)
+
+    def middles(extent: _Extent) -> list[float]:
+        return [_start(extent) + centre for centre in segment_centres(extent.seconds, count)]
+
+    return _read(file, middles, pixels.blanks(count, side), partial(_squashed, side=side, pixels=pixels))
 
 
 def frames_at(file: Path | bytes, times: Sequence[float], side: int = SIDE, pixels: Pixels = RGB) -> Frames:
@@ -61,49 +89,84 @@ def frames_at(file: Path | bytes, times: Sequence[float], side: int = SIDE, pixe
     Frames are RGB unless `pixels` says otherwise. Shown is the last decodable frame up to a time; before the first,
     that one. Without any, all are blank. A fault of the file never raises: it is named in `faults`.
     """
-    return _read(file, len(times), lambda _: times, side, pixels)
+
+    def shifted(extent: _Extent) -> list[float]:
+        return [_start(extent) + time for time in times]
+
+    return _read(file, shifted, pixels.blanks(len(times), side), partial(_squashed, side=side, pixels=pixels))
+
+
+def numbered_frames(
+    file: Path | bytes, count: int, choose: Callable[[int], Sequence[int]], side: int = SIDE, pixels: Pixels = RGB
+) -> Frames:
+    """Return the centres of `count` frames of a video, in any order; `choose` picks their numbers from 0.
+
+    It is called with the number of frames in the video, and a number beyond them is the last one's. Faults are treated
+    as in `frames_at`; the centre is that of `centre`.
+    """
+    order: list[int] = []
+
+    def middles(extent: _Extent) -> list[float]:
+        """Return a time at which each chosen frame is shown, in ascending order."""
+        stamps = extent.stamps or [0.0]
+        numbers = np.minimum(choose(len(extent.stamps)), len(stamps) - 1)
+        order[:] = np.argsort(numbers, kind="stable").tolist()
+        ends = [*stamps[1:], np.inf]
+        return [(stamps[n] + min(ends[n], stamps[n] + 1)) / 2 for n in numbers[order].tolist()]
+
+    found = _read(file, middles, pixels.blanks(count, side), partial(centre, side=side, pixels=pixels))
+    images = found.images.copy()
+    if order:
+        images[:, order] = found.images
+    return Frames(images, found.seconds, found.faults, found.count)
+
+
+def _start(extent: _Extent) -> float:
+    return extent.stamps[0] if extent.stamps else 0.0
 
 
 def _read(
-    file: Path | bytes, count: int, choose: Callable[[float], Sequence[float]], side: int, pixels: Pixels
+    file: Path | bytes,
+    choose: Callable[[_Extent], Sequence[float]],
+    blanks: NDArray[np.uint8],
+    fit: Callable[[VideoFrame], NDArray[np.uint8]],
 ) -> Frames:
+    """Return the frames shown at the time stamps that `choose` gives, each made to fit, or `blanks`."""
     import av
 
-    blanks = pixels.blanks(count, side)
     try:
         with av.open(_openable(file), "r") as container:
             if not container.streams.video:
                 return Frames(blanks, 0.0, ("no video stream",))
-            start, seconds, stamps = _extent(container)
+            extent = _extent(container)
         with av.open(_openable(file), "r") as container:
-            shown, faults = _shown(container, [start + time for time in choose(seconds)])
+            shown, faults = _shown(container, choose(extent))
     except (av.FFmpegError, OSError) as error:
         return Frames(blanks, 0.0, (f"unreadable ({type(error).__name__})",))
+    stamps = len(extent.stamps)
     if not shown:
-        return Frames(blanks, seconds, (*faults, "no frame can be decoded"))
-    if stamps < count:
-        faults = (*faults, f"{stamps} frame{'s' if stamps > 1 else ''} instead of at least {count}")
-    return Frames(np.stack([_resized(frame, side, pixels) for frame in shown], axis=1), seconds, faults)
+        return Frames(blanks, extent.seconds, (*faults, "no frame can be decoded"), stamps)
+    if stamps < blanks.shape[1]:
+        faults = (*faults, f"{stamps} frame{'s' if stamps > 1 else ''} instead of at least {blanks.shape[1]}")
+    return Frames(np.stack([fit(frame) for frame in shown], axis=1), extent.seconds, faults, stamps)
 
 
 def _openable(file: Path | bytes) -> BytesIO | str:
     return BytesIO(file) if isinstance(file, bytes) else str(file)
 
 
-def _extent(container: InputContainer) -> tuple[float, float, int]:
-    """Return first time stamp, length in seconds and number of stamps, without decoding.
+def _extent(container: InputContainer) -> _Extent:
+    """Return time stamps and length, without decoding.
 
     What the container says of itself is not asked: FLV often has neither length nor frame rate.
     """
     stream = container.streams.video[0]
     found = (_stamp(packet.pts, packet.dts) for packet in packets(container, stream, []))
     stamps = sorted(stamp for stamp in found if stamp is not None)
-    if not stamps:
-        return 0.0, 0.0, 0
     # The last frame is taken to be shown for as long as the others on average.
     ticks = (stamps[-1] - stamps[0]) * len(stamps) / (len(stamps) - 1) if len(stamps) > 1 else 0
     base = stream.time_base or 0
-    return float(stamps[0] * base), float(ticks * base), len(stamps)
+    return _Extent([float(stamp * base) for stamp in stamps], float(ticks * base))
 
 
 def _shown(container: InputContainer, times: Sequence[float]) -> tuple[list[VideoFrame], tuple[str, ...]]:
@@ -127,11 +190,26 @@ def _stamp(presentation: int | None, decoding: int | None) -> int | None:
     return decoding if presentation is None else presentation
 
 
-def _resized(frame: VideoFrame, side: int, pixels: Pixels) -> NDArray[np.uint8]:
-    """Return a frame as (channels, side, side), bilinear over the whole area that a pixel covers."""
+def centre(frame: VideoFrame, side: int, pixels: Pixels) -> NDArray[np.uint8]:
+    """Return the middle (channels, side, side) of a frame with its short side resized to 8/7 of that.
+
+    For 224 pixels that is 256, as networks are tested.
+    """
+    scale = side * SHORT / min(frame.width, frame.height)
+    width, height = round(frame.width * scale), round(frame.height * scale)
+    left, top = (width - side) // 2, (height - side) // 2
+    return _resized(frame, width, height, pixels)[:, top : top + side, left : left + side]
+
+
+def _squashed(frame: VideoFrame, side: int, pixels: Pixels) -> NDArray[np.uint8]:
+    return _resized(frame, side, side, pixels)
+
+
+def _resized(frame: VideoFrame, width: int, height: int, pixels: Pixels) -> NDArray[np.uint8]:
+    """Return a frame as (channels, height, width), bilinear over the whole area that a pixel covers."""
     from av.video.reformatter import Interpolation
 
     # Bit-exact arithmetic: the same frames, and so the same digest, on every processor.
     exact = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
-    small = frame.reformat(side, side, pixels.format, interpolation=exact, threads=1)
-    return np.ascontiguousarray(small.to_ndarray().reshape(side, side, pixels.channels).transpose(2, 0, 1))
+    small = frame.reformat(width, height, pixels.format, interpolation=exact, threads=1)
+    return np.ascontiguousarray(small.to_ndarray().reshape(height, width, pixels.channels).transpose(2, 0, 1))

@@ -1,8 +1,9 @@
-"""The sound of clips: mono waves at one rate, and the two spectrograms that the literature trains on."""
+"""The sound of clips: mono waves at one rate, and the three spectrograms that the literature trains on."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from io import BytesIO
 from math import gcd
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from datasets._clips.packets import broken, decoded_audio
 SPECTROGRAM_RATE, SPECTROGRAM_SAMPLES, SPECTROGRAM_SHAPE = 22_050, 66_150, (1, 257, 188)
 FBANK_RATE, FBANK_SHAPE = 16_000, (1, 1024, 128)
 FBANK_WINDOW = 400
+STANDARD_RATE, STANDARD_SAMPLES, STANDARD_SHAPE = 16_000, 160_000, (1, 257, 1004)
 SILENCE = 1e-3
 """A peak below this, -60 dB of full scale, is called silent."""
 
@@ -31,13 +33,24 @@ class Sound:
         """Length in seconds."""
         return len(self.samples) / self.rate
 
+    def excerpt(self, start: float, stop: float) -> Sound:
+        """Return what is heard between two times in seconds, and whether anything is."""
+        if not len(self.samples):
+            return self
+        samples = self.samples[round(start * self.rate) : round(stop * self.rate)]
+        return Sound(samples, self.rate, _audible(samples))
 
-def read_wave(file: Path, rate: int) -> Sound:
-    """Return a wav or flac file, channels averaged, resampled to `rate`; a fault is named and never raises."""
+
+def read_wave(file: Path | bytes, rate: int) -> Sound:
+    """Return a wav or flac file, channels averaged, resampled to `rate`; `file` may be the bytes of one.
+
+    A fault is named and never raises.
+    """
     import soundfile
 
     try:
-        samples, found = soundfile.read(file, dtype="float32", always_2d=True)
+        stream = BytesIO(file) if isinstance(file, bytes) else file
+        samples, found = soundfile.read(stream, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError) as error:
         return _unreadable(rate, error)
     return _sound(samples.mean(axis=1), found, rate, [])
@@ -74,14 +87,18 @@ def _sound(samples: NDArray[np.float32], found: int, rate: int, faults: list[str
     if not np.isfinite(samples).all():
         faults.append(f"{np.count_nonzero(~np.isfinite(samples))} samples are not finite")
         samples = np.nan_to_num(samples, posinf=0.0, neginf=0.0)
-    if not len(samples):
-        faults.append("no samples")
-    elif np.abs(samples).max() < SILENCE:
-        faults.append("silent")
+    faults += _audible(samples)
     if found != rate and len(samples):
         common = gcd(found, rate)
         samples = resample_poly(samples, rate // common, found // common)
     return Sound(np.ascontiguousarray(samples, np.float32), rate, tuple(faults))
+
+
+def _audible(samples: NDArray[np.float32]) -> tuple[str, ...]:
+    """Return as a fault that nothing is to be heard, or none."""
+    if not len(samples):
+        return ("no samples",)
+    return ("silent",) if np.abs(samples).max() < SILENCE else ()
 
 
 def log_spectrogram(sound: Sound) -> NDArray[np.float16]:
@@ -123,6 +140,22 @@ def filter_bank(sound: Sound) -> NDArray[np.float16]:
         )[: FBANK_SHAPE[1]]
         out[0, : len(energies)] = energies.numpy()
     return out
+
+
+def standard_spectrogram(sound: Sound) -> NDArray[np.float16]:
+    """Return log(power density + 1e-7) of the first 10 s at 16,000 Hz, of mean 0 and deviation 1, (1, 257, 1004).
+
+    A shorter sound is repeated. 512 samples per frame, every 159, Tukey window, mean of every frame removed: the front
+    end of the VGGSound classifier (Chen et al., ICASSP 2020) and of SimMMDG. Silence is about zero.
+    """
+    from scipy.signal import spectrogram
+
+    _refuse_rate(sound, STANDARD_RATE)
+    tiled = np.resize(sound.samples, STANDARD_SAMPLES).clip(-1, 1)
+    _, _, power = spectrogram(tiled, STANDARD_RATE, nperseg=512, noverlap=353)
+    level = np.log(power.astype(np.float64) + 1e-7)
+    standard: NDArray[np.float16] = ((level - level.mean()) / (level.std() + 1e-9)).astype(np.float16)
+    return standard[None]
 
 
 def _refuse_rate(sound: Sound, rate: int) -> None:

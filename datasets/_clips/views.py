@@ -36,6 +36,16 @@ class Views:
         flat = frames.flatten(1, 2)
         return functional.grid_sample(flat, grid, padding_mode="border", align_corners=False).view_as(frames)
 
+    def apply_flow(self, flow: Tensor) -> Tensor:
+        """Return every sample's crop of its flow (B, 2, T, S, S), horizontal first; what moves right then moves left.
+
+        A change of sign is exact after normalisation too where the card fixes the zero, so that flow is only scaled. A
+        crop does not change how fast anything moves.
+        """
+        cropped = self.apply(flow)
+        cropped[:, 0] *= (1 - 2 * self.mirrored.to(flow)).view(-1, 1, 1, 1)
+        return cropped
+
 
 def draw_views(count: int, side: int, generator: Generator) -> Views:
     """Draw crops of `side` x `side` frames as torchvision's RandomResizedCrop does, and flips with probability 1/2.

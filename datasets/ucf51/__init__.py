@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from benchmark.dataset import Checksum, Dataset, DatasetCard, Source
+from datasets._clips.archives import read_zip
+from datasets._clips.frames import STILL
 from datasets._clips.pool import decode_all
 from datasets._clips.report import problem_report
 from datasets.ucf51 import clips, lists
-from datasets.ucf51.archives import read_zip
 
 if TYPE_CHECKING:
     import torch
@@ -78,7 +79,7 @@ class UCF51(Dataset):
                 checksum=Checksum("d8f43489f760263b20cc0309b1d8431706c1e63983d4a236312e3da5a02bbe03", 2_655_599_178),
             ),
         ),
-        zeros={"flow": clips.STILL},
+        zeros={"flow": STILL},
     )
 
     def prepare(self, raw: Path, out: PreparedWriter) -> None:
@@ -103,7 +104,7 @@ class UCF51(Dataset):
             splits=splits,
             rows={"flow": [row_of[name] for name in names]},
         )
-        out.say(f"flow: median level {level}, {clips.STILL} is no motion")
+        out.say(f"flow: median level {level}, {STILL} is no motion")
         by_name = {split: dict(zip(names, parts, strict=True)) for split, parts in splits.items()}
         faults = {name: clips.all_faults(videos[name], flows[name]) for name in names}
         missing = {name for name in names if clips.NO_FILE in videos[name].faults}
@@ -111,18 +112,12 @@ class UCF51(Dataset):
             out.say(line)
 
     def augment(self, inputs: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        """Crop and mirror frames and flow of every sample alike; what moves right then moves left.
-
-        Horizontal flow changes its sign, which is exact after normalisation too: the card fixes its zero, so that it is
-        only scaled. A crop does not change how fast anything moves.
-        """
+        """Crop and mirror frames and flow of every sample alike; what moves right then moves left."""
         from datasets._clips.views import draw_views
 
         video, flow = inputs["video"], inputs["flow"]
         views = draw_views(len(video), video.shape[-1], generator)
-        flow = views.apply(flow)
-        flow[:, 0] *= (1 - 2 * views.mirrored.to(flow)).view(-1, 1, 1, 1)
-        return {**inputs, "video": views.apply(video), "flow": flow}
+        return {**inputs, "video": views.apply(video), "flow": views.apply_flow(flow)}
 
 
 def _store(

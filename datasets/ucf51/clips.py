@@ -9,14 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets._clips.frames import RGB, Frames, Pixels, segment_frames
-from datasets.ucf51.archives import read_tar
+from datasets._clips.archives import read_tar
+from datasets._clips.frames import GRAY, RGB, Frames, Pixels, segment_frames
 
 SEGMENTS = 3
-STILL = 128
-"""The level of no motion: displacements of -20 .. 20 pixels are stored as 0 .. 255."""
-# Through gray, and not one of the colours, whose conversion is two levels low.
-GRAY = Pixels("gray", 1, blank=STILL)
 DIRECTIONS = {"u": "x", "v": "y"}
 
 NO_FILE, CRASHED = "no file", "takes the decoder down"

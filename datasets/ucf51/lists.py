@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from benchmark.dataset import hash_order
 from benchmark.errors import DataError
-from datasets.ucf51.archives import read_zip
+from datasets._clips.archives import read_zip
 
 TRAIN, TEST = "trainlist01.txt", "testlist01.txt"
 VALIDATION_GROUPS = frozenset({24, 25})

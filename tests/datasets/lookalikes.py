@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import wave
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,6 +71,12 @@ def write_video(
             block.sample_rate = rate
             container.mux(track.encode(block))
             container.mux(track.encode(None))
+
+
+def write_zip(file: Path, members: dict[str, bytes]) -> None:
+    with zipfile.ZipFile(file, "w") as bundle:
+        for path, content in members.items():
+            bundle.writestr(path, content)
 
 
 def sums(file: Path) -> Checksum:

@@ -29,10 +29,12 @@ from benchmark.protocol import Optimizer, Protocol
 from benchmark.registry import DATASETS
 from benchmark.task import Task
 from benchmark.training import fit
+from datasets._clips.archives import read_tar, read_zip
+from datasets._clips.frames import STILL
 from datasets.ucf51 import UCF51
-from datasets.ucf51.archives import read_tar, read_zip
-from datasets.ucf51.clips import STILL, Note, all_faults, crashed_flow, crashed_video, decode_flow, flow_files
+from datasets.ucf51.clips import Note, all_faults, crashed_flow, crashed_video, decode_flow, flow_files
 from datasets.ucf51.lists import PAPER_GROUPS, group, group_parts, read_lists, shuffled_parts
+from tests.datasets.lookalikes import write_zip
 from tests.datasets.ucf51_lookalike import (
     CLASSES,
     MOTION,
@@ -43,7 +45,6 @@ from tests.datasets.ucf51_lookalike import (
     gray_video,
     write_tar,
     write_ucf51,
-    write_zip,
 )
 
 # Clips of the 51 classes in groups 1 to 25, counted in the official lists.

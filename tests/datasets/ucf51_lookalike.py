@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import io
 import tarfile
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import av
 import numpy as np
 
 from benchmark.dataset import Source
 from datasets.ucf51 import FLOW, LISTS, VIDEOS
-from tests.datasets.lookalikes import sums, write_video
+from tests.datasets.lookalikes import sums, write_video, write_zip
 
 CLASSES = ("Archery", "HandstandPushups", "Knitting")
 MOTION = ((168, 128), (88, 128), (128, 168))
@@ -45,14 +45,8 @@ def gray_video(levels: Sequence[int]) -> bytes:
     return file.getvalue()
 
 
-def write_zip(file: Path, members: dict[str, bytes]) -> None:
-    with zipfile.ZipFile(file, "w") as bundle:
-        for path, content in members.items():
-            bundle.writestr(path, content)
-
-
-def write_tar(file: Path, members: dict[str, bytes]) -> None:
-    with tarfile.open(file, "w:gz") as bundle:
+def write_tar(file: Path, members: dict[str, bytes], mode: Literal["w", "w:gz"] = "w:gz") -> None:
+    with tarfile.open(file, mode) as bundle:
         for path, content in members.items():
             member = tarfile.TarInfo(path)
             member.size = len(content)
