@@ -171,8 +171,10 @@ class Source:
         present = {path: checksum for path, checksum in files.items() if (raw / path).is_file()}
         faults = {path: checksum.fault(raw / path) for path, checksum in present.items()}
         # Files that lie beside the expected ones in the folders of an unpacked archive.
-        folders = {raw / path.partition("/")[0] for path in files if "/" in path}
-        beside = sum(file.is_file() for folder in folders for file in folder.rglob("*"))
+        parents = [path.rpartition("/")[0] for path in files if "/" in path]
+        tops = {parent.partition("/")[0] for parent in parents}
+        folders = [os.path.commonpath([own for own in parents if own.partition("/")[0] == top]) for top in tops]
+        beside = sum(file.is_file() for folder in folders for file in (raw / folder).rglob("*"))
         return Verification(
             self.file,
             expected=len(files),

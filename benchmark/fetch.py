@@ -158,14 +158,17 @@ class _Fetcher:
         """Fetch the members that are still wanted from their own URLs, up to the first that cannot be had."""
         check = source.check(self.destination)
         wanted = {path: manifest.files[path] for path in (*check.missing, *check.broken)}
-        quiet = replace(self, downloader=replace(self.downloader, progress=lambda *_: None))
         done, total = 0, sum(checksum.size or 0 for checksum in wanted.values())
+        quiet = replace(self, downloader=replace(self.downloader, progress=lambda *_: None))
+        # Where nobody states sizes, every file shows its own progress.
+        fetcher = quiet if total else self
         for path, checksum in wanted.items() if manifest.urls else ():
-            problems = quiet._file(path, tuple(url.format(path=quote(path)) for url in manifest.urls), checksum)
+            problems = fetcher._file(path, tuple(url.format(path=quote(path)) for url in manifest.urls), checksum)
             if problems:
                 return problems
             done += checksum.size or 0
-            self.downloader.progress(f"{source.file}, file by file", done, total)
+            if total:
+                self.downloader.progress(f"{source.file}, file by file", done, total)
         return []
 
     def _ways(
