@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
+from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from benchmark.dataset import PARTS
 from benchmark.errors import DataError, unknown_name
 from benchmark.preparation import fit_normalisation, obtain
-from benchmark.prepared import Normalisation, Prepared
+from benchmark.prepared import Normalisation, Prepared, Rows
 from benchmark.registry import DATASETS
 
 Augment = Callable[[dict[str, Tensor], Generator], dict[str, Tensor]]
@@ -167,6 +168,21 @@ class Part:
 
 
 @dataclass(frozen=True)
+class _OnDevice:
+    """An array on a device as NumPy reads it, some rows at a time: as a whole it may not fit into the host's memory."""
+
+    values: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.values.shape)
+
+    def __getitem__(self, rows: Rows, /) -> NDArray[Any]:
+        found: NDArray[Any] = self.values[torch.from_numpy(rows).to(self.values.device)].cpu().numpy()
+        return found
+
+
+@dataclass(frozen=True)
 class TaskData:
     """A dataset under one named split; `digest` (sha256 hex) is equal when the prepared data are equal.
 
@@ -209,8 +225,8 @@ class TaskData:
 
     def _fitted(self, modality: str, part: Part) -> Scaling:
         """Fit a modality's normalisation on one part."""
-        array, rows = part.inputs[modality].cpu().numpy(), part.rows[modality].unique().cpu().numpy()
-        fitted = fit_normalisation(array, rows, zero=self.zeros.get(modality))
+        rows = part.rows[modality].unique().cpu().numpy()
+        fitted = fit_normalisation(_OnDevice(part.inputs[modality]), rows, zero=self.zeros.get(modality))
         return Scaling.of(fitted, part.labels.device)
 
 

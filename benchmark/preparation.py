@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from filelock import FileLock
@@ -172,8 +172,21 @@ class PreparedWriter:
         return meta
 
 
+class ReadByRows(Protocol):
+    """An array of which some rows at a time are read: in memory, in a file or on a device."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows and the shape of one."""
+        ...
+
+    def __getitem__(self, rows: Rows, /) -> NDArray[Any]:
+        """Return these rows."""
+        ...
+
+
 def fit_normalisation(
-    array: NDArray[Any], rows: Rows, largest: int = 4_000_000, *, zero: float | None = None
+    array: ReadByRows, rows: Rows, largest: int = 4_000_000, *, zero: float | None = None
 ) -> Normalisation:
     """Return mean and standard deviation (ddof 0) over all values of the given rows, in double precision.
 

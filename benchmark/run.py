@@ -100,8 +100,10 @@ def _data(dataset: str, split: str | None, device: str) -> TaskData:
     return load(dataset, split, device)
 
 
-def parts_of(data: TaskData, target: str | None) -> Mapping[str, Part]:
-    """Return the parts that a cell trains and tests on: without its target domain, and on that alone."""
+@cache
+def _parts(dataset: str, split: str | None, device: str, target: str | None) -> Mapping[str, Part]:
+    # What a cell trains and tests on: without its target domain, and on that alone. Normalising anew reads all of it.
+    data = _data(dataset, split, device)
     return data.parts if target is None else data.without(target)
 
 
@@ -117,14 +119,12 @@ def run_cell(cell: Cell, work: Path | None = None) -> dict[str, Any]:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     fabric = cpu_or_cuda(cell.protocol.precision)
-    data = _data(cell.dataset, cell.protocol.split, str(fabric.device))
+    parts = _parts(cell.dataset, cell.protocol.split, str(fabric.device), cell.target)
     key = cell.key()
     checkpoint = work / "checkpoint.ckpt" if work is not None else None
     with PeakMemory(fabric.device) as memory:
         try:
-            result = fit(
-                method, parts_of(data, cell.target), cell.protocol, cell.seed, fabric=fabric, checkpoint=checkpoint
-            )
+            result = fit(method, parts, cell.protocol, cell.seed, fabric=fabric, checkpoint=checkpoint)
         except EquipoiseError as error:
             raise type(error)(f"{cell.describe()}: {error}") from error
     return {

@@ -28,12 +28,17 @@ class Grid(Backbone):
         return torch.relu(self.layer(nn.functional.adaptive_avg_pool2d(frames, 4).flatten(1)))
 
 
+def forget() -> None:
+    for kept in (run._data, run._parts):
+        kept.cache_clear()
+
+
 @contextmanager
 def tiny_backbone() -> Iterator[str]:
     """Register `Grid` under the name that is given, and forget which data cells have read."""
     entry = Entry("grid", __name__, "Grid", "backbone", "tests")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(BACKBONES._entries, "grid", entry)
-        run._data.cache_clear()
+        forget()
         yield "grid"
-        run._data.cache_clear()
+        forget()
