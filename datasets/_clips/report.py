@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from benchmark.dataset import PARTS
+from datasets._clips.frames import STILL
 
 
 def problem_report(
@@ -29,3 +33,9 @@ def problem_report(
         where = ", ".join(f"{split} {parts[clip]}" for split, parts in splits.items() if parts.get(clip))
         lines.append(f"{clip} ({where or 'in no split'}): {text}")
     return lines
+
+
+def flow_report(levels: NDArray[np.int64]) -> str:
+    """Return where most of the flow lies, from how often each of 256 levels occurs: the card's zero rests on it."""
+    median = int(np.searchsorted(levels.cumsum(), levels.sum() / 2))
+    return f"flow: median level {median}, {STILL} is no motion"

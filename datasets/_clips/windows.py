@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datasets._clips.frames import GRAY, RGB, SIDE
+from datasets._clips.report import flow_report
 from datasets._clips.sound import STANDARD_SHAPE
 
 if TYPE_CHECKING:
@@ -59,12 +60,17 @@ def crashed(_clip: object, shapes: Shapes) -> Window:
 
 
 def store(out: PreparedWriter, clips: Sequence[str], windows: Iterable[Window]) -> dict[str, Window]:
-    """Write the arrays of every clip, one at a time; returns what else is known of each."""
+    """Write the arrays of every clip, one at a time, and say how flow lies; returns what else is known of each."""
     known = {}
+    levels = np.zeros(256, np.int64)
     with ExitStack() as stack:
         writers = {m: stack.enter_context(out.rows(m, len(clips), DTYPES[m])) for m in out.card.modalities}
         for clip, found in zip(clips, windows, strict=True):
             for modality, writer in writers.items():
                 writer.write(found.inputs[modality][None])
+            if "flow" in found.inputs:
+                levels += np.bincount(found.inputs["flow"].ravel(), minlength=256)
             known[clip] = Window({}, found.faults, found.rate, found.found)
+    if "flow" in out.card.shapes:
+        out.say(flow_report(levels))
     return known

@@ -56,7 +56,9 @@ def numbers(count: int, frames: int = FRAMES) -> list[int]:
 def decode(files: Files, shapes: Shapes) -> Window:
     """Return the middle window of a clip, its flow at the same frames, and what is heard from first to last frame.
 
-    Black frames, no motion and silence stand for files that are not there.
+    Black frames, no motion and silence stand for files that are not there. The released code ends the sound with the
+    frame that is last in order, so that it may hear little or nothing of a clip of fewer than 64 frames, and takes flow
+    from the middle of its own length, which may be a frame aside.
     """
     _, frames, side, _ = shapes["video"]
     video = Frames(RGB.blanks(frames, side), 0.0, (NO_FILE,))

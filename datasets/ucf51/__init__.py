@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmark.dataset import Checksum, Dataset, DatasetCard, Source
 from datasets._clips.archives import read_zip
 from datasets._clips.frames import STILL
 from datasets._clips.pool import decode_all
-from datasets._clips.report import problem_report
+from datasets._clips.report import flow_report, problem_report
 from datasets.ucf51 import clips, lists
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class UCF51(Dataset):
         files = zip(names, read_zip(raw / VIDEOS, [f"{name}.avi" for name in names]), strict=True)
         pairs = clips.flow_files(raw / FLOW, names)
         videos, _ = _store(out, "video", len(names), decode_all(clips.decode_video, files, clips.crashed_video))
-        flows, level = _store(out, "flow", len(names), decode_all(clips.decode_flow, pairs, clips.crashed_flow))
+        flows, levels = _store(out, "flow", len(names), decode_all(clips.decode_flow, pairs, clips.crashed_flow))
         splits = {
             "official1": lists.group_parts(names, test.keys()),
             "paper-size": lists.group_parts(names, {name for name in names if lists.group(name) in lists.PAPER_GROUPS}),
@@ -104,7 +105,7 @@ class UCF51(Dataset):
             splits=splits,
             rows={"flow": [row_of[name] for name in names]},
         )
-        out.say(f"flow: median level {level}, {STILL} is no motion")
+        out.say(flow_report(levels))
         by_name = {split: dict(zip(names, parts, strict=True)) for split, parts in splits.items()}
         faults = {name: clips.all_faults(videos[name], flows[name]) for name in names}
         missing = {name for name in names if clips.NO_FILE in videos[name].faults}
@@ -122,8 +123,8 @@ class UCF51(Dataset):
 
 def _store(
     out: PreparedWriter, modality: str, count: int, decoded: Iterable[clips.Decoded]
-) -> tuple[dict[str, clips.Note], int]:
-    """Write images in the order they come; returns each clip's note, in that order, and the median of all levels."""
+) -> tuple[dict[str, clips.Note], NDArray[np.int64]]:
+    """Write images in the order they come; returns each clip's note, in that order, and how often each level occurs."""
     notes = {}
     levels = np.zeros(256, np.int64)
     with out.rows(modality, count, np.uint8) as rows:
@@ -131,4 +132,4 @@ def _store(
             rows.write(clip.images[None])
             notes[clip.note.clip] = clip.note
             levels += np.bincount(clip.images.ravel(), minlength=256)
-    return notes, int(np.searchsorted(levels.cumsum(), levels.sum() / 2))
+    return notes, levels

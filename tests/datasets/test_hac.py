@@ -207,6 +207,7 @@ def test_spectrograms_have_mean_0_and_deviation_1_whatever_the_recording(archive
 
 def test_what_is_listed_twice_missing_or_slow_is_said(archive: Archive) -> None:
     said = archive.said
+    assert "flow: median level 128, 128 is no motion" in said
     assert "1 of 26 clips are not at 24 frames per second; 1 at 12.0" in said
     assert f"1 clips are in a training and a test list, and test alone: human/{TWICE}" in said
     (start,) = (number for number, line in enumerate(said) if line.startswith("official train"))
