@@ -195,12 +195,17 @@ class Context:
         return float(self.loss_sum) / self.loss_count if self.loss_count else float("nan")
 
     def note(self, name: str, value: Tensor | float) -> None:
-        """Record a number of the method's own; the epoch's record keeps the mean of each name."""
+        """Record a number of the method's own; the epoch's record keeps the mean of each name's finite values.
+
+        A ratio may have no logarithm in a batch of one sample: that is no reason to lose a run.
+        """
         self._notes.setdefault(name, []).append(value.detach() if isinstance(value, Tensor) else value)
 
     def notes(self) -> dict[str, float]:
-        """Return the epoch's mean of every noted name."""
-        return {name: sum(map(float, values)) / len(values) for name, values in self._notes.items()}
+        """Return the epoch's mean of every noted name, over its finite values; a name without any is left out."""
+        every = {name: [float(value) for value in values] for name, values in self._notes.items()}
+        finite = {name: [value for value in values if math.isfinite(value)] for name, values in every.items()}
+        return {name: sum(values) / len(values) for name, values in finite.items() if values}
 
     def stream(self, name: str) -> torch.Generator:
         """Return a generator (CPU) of this epoch that nobody else's draws move: for a host's draws in every step."""

@@ -140,8 +140,7 @@ def _tuning(table: Table) -> Iterator[str]:
     if tuning is None:
         return
     shared = [_choices(tuning.search["protocol"])] if tuning.search["protocol"] else []
-    known = {part for row in table.rows for part in row.method.split("+")}
-    own = [f"{name}: {_choices(found)}" for name, found in tuning.search["methods"].items() if name in known]
+    own = [f"{name}: {_choices(found)}" for name, found in tuning.search["methods"].items()]
     yield (
         f"Tuned with the same budget for every row: {tuning.trials} trials, the untuned values first, each on "
         f"{tuning.seeds} seed(s) that the table does not use, by validation accuracy. "

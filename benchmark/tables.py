@@ -240,7 +240,11 @@ def _tuned(experiment: Experiment) -> Tuned | None:
             row.label: {**by_row[row.label].protocol, **by_row[row.label].options} if row.label in by_row else None
             for row in experiment.rows()
         }
-    return Tuned(tuning.trials, tuning.seeds, tuning.search.model_dump(mode="json"), chosen)
+    # A search space may be shared with other experiments: what no row of this one may vary is not part of its table.
+    parts = {part for row in experiment.rows() for part in row.method.split("+")}
+    search = tuning.search.model_dump(mode="json")
+    search["methods"] = {name: found for name, found in search["methods"].items() if name in parts}
+    return Tuned(tuning.trials, tuning.seeds, search, chosen)
 
 
 def build_table(

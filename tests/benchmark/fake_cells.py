@@ -49,6 +49,7 @@ def record(cell: Cell) -> dict[str, Any]:
     final = {**found, "corrupted": {"upper": graded, "lower": graded}}
     return {
         "options": {},
+        "protocol": cell.protocol.model_dump(mode="json"),
         "modalities": ["upper", "lower"],
         "classes": 10,
         "epochs": [{**epoch, "energy": {"upper": 1.0, "lower": 2.0}, "balance_factor": -0.3}],

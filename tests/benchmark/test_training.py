@@ -341,3 +341,14 @@ def test_a_checkpoint_of_another_version_is_dropped_and_the_run_starts_anew(tmp_
     run = fit(joint(), PARTS, protocol(), 0, checkpoint=file)
     assert run.epochs == fit(joint(), PARTS, protocol(), 0).epochs
     assert not file.exists()
+
+
+def test_a_note_is_the_mean_of_its_finite_values_and_a_name_without_any_is_left_out() -> None:
+    class Noting(Joint):
+        def losses(self, forward: Forward, batch: Batch, ctx: Context) -> dict[str, Tensor]:
+            ctx.note("ratio", torch.tensor(float("inf") if ctx.steps % 2 else 3.0))
+            ctx.note("nothing", float("nan"))
+            return super().losses(forward, batch, ctx)
+
+    found = fit(Noting(Noting.Options(), TASK), PARTS, protocol(epochs=1), 0)
+    assert found.epochs[0]["notes"] == {"ratio": 3.0}
