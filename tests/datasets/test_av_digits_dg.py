@@ -142,7 +142,7 @@ def test_archive_to_batches_through_mirror_fetch_and_prepare(
     data = load("av_digits_dg")
     assert data.domains == ("usa", "german", "greek_french")
     parts = data.without("german")
-    assert {name: len(part) for name, part in parts.items()} == {"train": 16, "val": 8, "test": 8}
+    assert {name: len(part) for name, part in parts.items()} == {"train": 16, "val": 8, "test": 8, "sources": 16}
     assert parts["train"].domains is not None
     assert parts["train"].domains.bincount().tolist() == [8, 8]
     batch = next(parts["test"].batches(8))
