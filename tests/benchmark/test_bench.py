@@ -26,13 +26,7 @@ def test_a_timing_over_its_limit_says_so() -> None:
 
 @pytest.mark.slow
 def test_steps_stay_within_their_limits() -> None:
-    timings = list(limited(rounds=5))
+    timings = list(limited())
     sys.stdout.write("".join(f"{timing}\n" for timing in timings))
-    assert {timing.subject: timing.yardstick for timing in timings if timing.limit and timing.passes} == {
-        "rgm": "joint",
-        "gmp": "base",
-        "gmp_bench": "base",
-    }
-    [gmp] = [timing for timing in timings if timing.subject == "gmp"]
-    assert gmp.limit == pytest.approx(1.8)
+    assert [timing.subject for timing in timings] == ["joint", "joint", "rgm"]
     assert [str(timing) for timing in timings if timing.over] == []
