@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_swa_multi_avg_fn
 
+from benchmark.frozen import keep_still
+
 if TYPE_CHECKING:
     from benchmark.model import MultimodalModel
 
@@ -24,10 +26,7 @@ class MovingAverage(nn.Module):
     def __init__(self, model: MultimodalModel) -> None:
         super().__init__()
         self.model = copy.deepcopy(model)
-        for module in self.model.modules():
-            for name, parameter in list(module.named_parameters(recurse=False)):
-                delattr(module, name)
-                module.register_buffer(name, parameter.detach().clone())
+        keep_still(self.model.modules())
 
     @torch.no_grad()
     def follow(self, model: nn.Module, averaged: int) -> None:

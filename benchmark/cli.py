@@ -351,13 +351,13 @@ def figure(name: str, experiment: str, out: Path | None, quick: bool) -> None:
 def check(names: tuple[str, ...], every: bool) -> int:
     """Check that methods and datasets keep their contract; prints one record per check."""
     from benchmark.errors import unknown_name
-    from benchmark.registry import DATASETS, METHODS
+    from benchmark.registry import DATASETS, METHODS, SIGN
 
     known = [*METHODS.names(), *DATASETS.names()]
     if every == bool(names):
         raise UsageError(f"Name the methods or datasets to check, or give --all. Known: {', '.join(known)}.")
     for name in names:
-        for part in name.split("+"):
+        for part in name.split(SIGN):
             if part not in known:
                 raise unknown_name("method or dataset", part, known)
     from benchmark.conformance import run as run_checks

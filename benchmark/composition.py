@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from benchmark.errors import UsageError
 from benchmark.method import Intervention, Method, MethodInfo, Passes, Plan
+from benchmark.registry import SIGN
 from benchmark.task import Task
 
 if TYPE_CHECKING:
     from benchmark.context import Context
 
-SIGN = "+"
 _HOSTS_OWN = ("build", "parameters", "batches", "losses", "predict")
 _GRADIENTS = ("modulate_features", "modulate_parameters", "step", "combine_losses")
 

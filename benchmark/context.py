@@ -18,7 +18,7 @@ from benchmark import seeding
 from benchmark.diagnostics import Diagnostics, PassCounter
 from benchmark.errors import UsageError
 from benchmark.method import Plan
-from benchmark.model import MultimodalModel
+from benchmark.model import MultimodalModel, evaluating
 from benchmark.protocol import Protocol, Schedule
 
 if TYPE_CHECKING:
@@ -242,15 +242,11 @@ class Context:
 
     def evaluate(self, part: Part, only: Sequence[str] | None = None) -> Iterator[tuple[Batch, Forward]]:
         """Yield batches in sample order, un-augmented, with their forward pass in evaluation mode, no gradients."""
-        training = self.model.training
-        self.model.eval()
-        try:
+        with evaluating(self.model):
             for batch in part.batches(self.plan.batch_size):
                 with torch.no_grad():
                     encoded = self._encode(batch, only)
                     yield batch, Forward(self.model, encoded, self.run.autocast, cut=False)
-        finally:
-            self.model.train(training)
 
     # --- passes ---
 

@@ -29,6 +29,12 @@ PARTS = ("train", "val", "test")
 _LFS_POINTER = b"version https://git-lfs"
 
 
+def file_digest(file: Path, algorithm: str = "sha256") -> str:
+    """Return the digest (hex) of a file's bytes."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, algorithm).hexdigest()
+
+
 @dataclass(frozen=True)
 class Checksum:
     """What a file must be: its sha256 (hex), or as much of its beginning as is published, and perhaps its bytes.
@@ -55,8 +61,7 @@ class Checksum:
             return f"{text}, a Git LFS pointer and not the file it stands for" if pointer else text
         for algorithm, stated in (("sha256", self.sha256), ("md5", self.md5)):
             if stated:
-                with file.open("rb") as stream:
-                    found = hashlib.file_digest(stream, algorithm).hexdigest()
+                found = file_digest(file, algorithm)
                 if not found.startswith(stated):
                     return f"{algorithm} {found[:12]}… instead of {stated[:12]}…"
         return None
@@ -152,9 +157,7 @@ class Source:
         """Keep the sha256 of a file that was found right beside it, where it is published in part, for `known`."""
         known = self.known(raw)
         if known is not None and not known.whole and (raw / self.file).is_file():
-            with (raw / self.file).open("rb") as stream:
-                found = hashlib.file_digest(stream, "sha256").hexdigest()
-            self._pin(raw).write_text(f"{found}\n", encoding="ascii")
+            self._pin(raw).write_text(f"{file_digest(raw / self.file)}\n", encoding="ascii")
 
     def _pin(self, raw: Path) -> Path:
         return raw / f"{self.file}.sha256"

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmark.corruptions import CORRUPTIONS, SEVERITIES, corrupted
+from benchmark.model import evaluating
 from benchmark.reliability import reliability
 
 if TYPE_CHECKING:
@@ -36,11 +37,8 @@ def macro_f1(logits: Tensor, labels: Tensor) -> float:
 @torch.no_grad()
 def _predictions(method: Method, model: MultimodalModel, batches: Iterable[Batch]) -> list[Prediction]:
     """Return the method's answers to the batches, in evaluation mode."""
-    training = model.training
-    model.eval()
-    predictions = [method.predict(model, batch) for batch in batches]
-    model.train(training)
-    return predictions
+    with evaluating(model):
+        return [method.predict(model, batch) for batch in batches]
 
 
 def _logits(predictions: Sequence[Prediction]) -> Tensor:

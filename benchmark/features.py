@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from benchmark.model import evaluating
+
 if TYPE_CHECKING:
     from benchmark.data import Part
     from benchmark.model import MultimodalModel
@@ -59,16 +61,14 @@ def recorded_features(
     Per sample: its label, its domain (place in `sources`; None: the part "test", a target domain where there are
     sources), and its first principal components among the samples. Needs the part "sources" where there are sources.
     """
-    training = model.training
-    model.eval()
     domains: list[int | None] = []
     labels, vectors = [], []
-    for domain, part in _samples(parts, sources, count):
-        for batch in part.batches(batch_size):
-            vectors.append(model.fuse(model.encode(batch.inputs)).float().cpu())
-            labels += batch.labels.tolist()
-            domains += [domain] * len(batch)
-    model.train(training)
+    with evaluating(model):
+        for domain, part in _samples(parts, sources, count):
+            for batch in part.batches(batch_size):
+                vectors.append(model.fuse(model.encode(batch.inputs)).float().cpu())
+                labels += batch.labels.tolist()
+                domains += [domain] * len(batch)
     scores, share = principal_components(torch.cat(vectors))
     return {
         "sources": list(sources),

@@ -23,6 +23,17 @@ class Prediction:
     missing: dict[str, Tensor]
 
 
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, and back into the one it was in."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
 class _Reversal(torch.autograd.Function):
     """The identity, whose gradient is turned around and scaled."""
 

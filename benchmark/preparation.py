@@ -14,7 +14,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import DTypeLike, NDArray
 
-from benchmark.dataset import PARTS, Dataset, DatasetCard, storage_error
+from benchmark.dataset import PARTS, Dataset, DatasetCard, file_digest, storage_error
 from benchmark.errors import DataError
 from benchmark.paths import prepared_home, raw_home
 from benchmark.prepared import (
@@ -30,7 +30,6 @@ from benchmark.prepared import (
     SplitMeta,
     manifest_digest,
     open_prepared,
-    sha256_of,
 )
 from benchmark.registry import DATASETS
 
@@ -102,7 +101,7 @@ class PreparedWriter:
             shape=shape,
             rows=count,
             bytes=path.stat().st_size,
-            sha256=sha256_of(path),
+            sha256=file_digest(path),
         )
 
     def samples(
@@ -163,7 +162,7 @@ class PreparedWriter:
                 )
                 for split, parts in index.parts.items()
             },
-            index_sha256=sha256_of(self._folder / INDEX),
+            index_sha256=file_digest(self._folder / INDEX),
             manifest_digest=manifest_digest(card),
             source_digest=source_digest,
         )

@@ -9,7 +9,6 @@ another one.
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from benchmark.dataset import PARTS, DatasetCard
+from benchmark.dataset import PARTS, DatasetCard, file_digest
 from benchmark.errors import DataError, SchemaError
 from benchmark.protocol import digest
 
@@ -208,7 +207,7 @@ def open_prepared(card: DatasetCard, folder: Path, source_digest: str) -> Prepar
         found = file.stat().st_size if file.is_file() else 0
         if found != array.bytes:
             raise DataError(f"{card.name}: {file} has {found} bytes instead of {array.bytes}. {again}")
-    if not (folder / INDEX).is_file() or sha256_of(folder / INDEX) != meta.index_sha256:
+    if not (folder / INDEX).is_file() or file_digest(folder / INDEX) != meta.index_sha256:
         raise DataError(f"{card.name}: {folder / INDEX} is missing or was changed. {again}")
     with (folder / INDEX).open(newline="", encoding="utf-8") as stream:
         index = Index.from_table(list(csv.reader(stream)), card)
@@ -225,9 +224,3 @@ def _read_meta(file: Path, again: str) -> Meta:
         return Meta.model_validate(content)
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise DataError(f"{file} is unreadable ({type(error).__name__}). {again}") from None
-
-
-def sha256_of(file: Path) -> str:
-    """Return the sha256 (hex) of a file's bytes."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -22,7 +22,7 @@ from pydantic import (
 
 from benchmark.errors import UsageError, unknown_name
 from benchmark.metrics import Metric, parts_of
-from benchmark.registry import BACKBONES, DATASETS, FUSIONS, METHODS, Registry
+from benchmark.registry import BACKBONES, DATASETS, FUSIONS, METHODS, SIGN, Registry
 from benchmark.version import PROTOCOL_VERSION
 
 M = TypeVar("M", bound=BaseModel)
@@ -152,6 +152,11 @@ class Row(Frozen):
         return cls(method=method, variant=variant, options=options, protocol=protocol, proposed=proposed)
 
     @property
+    def parts(self) -> tuple[str, ...]:
+        """The method, or the host and the modulation of a composition."""
+        return tuple(self.method.split(SIGN))
+
+    @property
     def settings(self) -> dict[str, Any]:
         """The options and changes of the protocol as an experiment writes them."""
         return {**self.options, **{f"{OF_PROTOCOL}{name}": value for name, value in self.protocol.items()}}
@@ -250,9 +255,7 @@ class Search(Frozen):
 
         A composition varies what its parts vary.
         """
-        options = {
-            name: values for part in row.method.split("+") for name, values in self.methods.get(part, {}).items()
-        }
+        options = {name: values for part in row.parts for name, values in self.methods.get(part, {}).items()}
         return (
             {name: values for name, values in self.protocol.items() if name not in row.protocol},
             {name: values for name, values in options.items() if name not in row.options},

@@ -244,12 +244,16 @@ def _classes(files: Iterable[Path], base: str, kind: str) -> Iterator[Entry]:
                 yield Entry(node.name.lower(), module, node.name, kind, OWN)
 
 
+SIGN = "+"
+"""What stands between the names of a composition's host and modulation."""
+
+
 class MethodRegistry(Registry["Method"]):
     """Methods, and every `host+modulation` of two of them."""
 
     def entry(self, name: str) -> Entry:
         """Return where `name`, or each method of a composition, is defined."""
-        host, sign, modulation = name.partition("+")
+        host, sign, modulation = name.partition(SIGN)
         if not sign:
             return super().entry(name)
         parts = super().entry(host), super().entry(modulation)

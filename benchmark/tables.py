@@ -241,7 +241,7 @@ def _tuned(experiment: Experiment) -> Tuned | None:
             for row in experiment.rows()
         }
     # A search space may be shared with other experiments: what no row of this one may vary is not part of its table.
-    parts = {part for row in experiment.rows() for part in row.method.split("+")}
+    parts = {part for row in experiment.rows() for part in row.parts}
     search = tuning.search.model_dump(mode="json")
     search["methods"] = {name: found for name, found in search["methods"].items() if name in parts}
     return Tuned(tuning.trials, tuning.seeds, search, chosen)

@@ -41,7 +41,7 @@ def tune(
     tuning = _declared(experiment, budget)
     refuse_unknown_methods(experiment, methods)
     experiment = experiment.model_copy(update={"tuned": {}})
-    known = _entries(experiment)
+    known = _entries(experiment, tuning_record(experiment.name))
     absent = absent_data(experiment, "tune")
     left_out = [f"{name}: {reason}" for name, reason in absent.items()]
     columns = [column for column in experiment.columns() if column[0] not in absent]
@@ -64,7 +64,7 @@ def tune(
         click.echo(f"{experiment.name}: all {len(every)} rows are tuned.")
         status = 0
     if status != INTERRUPTED:
-        click.echo(_report(_entries(experiment), every))
+        click.echo(_report(_entries(experiment, tuning_record(experiment.name)), every))
     return status or int(bool(absent))
 
 
@@ -132,9 +132,8 @@ def _search(
     return int(failed or bool(absent))
 
 
-def _entries(experiment: Experiment) -> dict[str, dict[str, Document]]:
-    """Return the result file's entries by column group and row, without those of other terms: they are tuned anew."""
-    found = tuning_record(experiment.name)
+def _entries(experiment: Experiment, found: Document | None) -> dict[str, dict[str, Document]]:
+    """Return a tuning record's entries by column group and row, without those of other terms: they are tuned anew."""
     if found is None:
         return {}
     stale = stale_rows(experiment, found["terms"])
@@ -146,7 +145,8 @@ def _entries(experiment: Experiment) -> dict[str, dict[str, Document]]:
 
 def _write(experiment: Experiment, tuning: Tuning, candidates: Sequence[Candidate]) -> None:
     """Put the rows' entries into the result file; it is read again, as another process may tune other rows."""
-    columns, before = _entries(experiment), tuning_record(experiment.name)
+    before = tuning_record(experiment.name)
+    columns = _entries(experiment, before)
     for candidate in candidates:
         columns.setdefault(candidate.place, {})[candidate.row.label] = candidate.document()
     chosen = {

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 from torch import Tensor, nn
 
+from benchmark.frozen import keep_still
+
 if TYPE_CHECKING:
     from benchmark.dataset import Source
 
@@ -73,10 +75,7 @@ class Backbone(nn.Module):
         """
         kept = {module for part in trained for module in part.modules()}
         still = [module for module in self.modules() if module not in kept]
-        for module in still:
-            for name, parameter in list(module.named_parameters(recurse=False)):
-                delattr(module, name)
-                module.register_buffer(name, parameter.detach())
+        keep_still(still)
         self._still = [] if moving else still
         self.train(self.training)
 

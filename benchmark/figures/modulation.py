@@ -26,6 +26,7 @@ from benchmark.figures.sheet import (
     wrapped,
 )
 from benchmark.protocol import Row, Selection
+from benchmark.registry import SIGN
 from benchmark.scores import reading, score
 from benchmark.statistics import summarise
 
@@ -76,10 +77,10 @@ def paired(rows: Sequence[Row], reference: str) -> list[tuple[Row | None, Row, s
     `host+modulation` belongs to the row `host` of its variant, or to the only one. A row of the modulation itself
     belongs to the experiment's reference, around which it stands in the paper.
     """
-    modulations = {row.method.partition("+")[2] for row in rows} - {""}
+    modulations = {row.method.partition(SIGN)[2] for row in rows} - {""}
     found = []
     for row in rows:
-        host, sign, modulation = row.method.partition("+")
+        host, sign, modulation = row.method.partition(SIGN)
         if not sign and host not in modulations:
             continue
         host, modulation = (host, modulation) if sign else (reference, host)

@@ -135,7 +135,7 @@ def trajectories(group: Group) -> Trajectories:
     found: list[tuple[str, set[str], list[Panel]]] = []
     silent = []
     for finished in group.rows:
-        methods, own = set(finished.row.method.split("+")), _panels(finished, modalities)
+        methods, own = set(finished.row.parts), _panels(finished, modalities)
         for name, panel in own.items():
             shared = [entry for entry in found if entry[0] == name and entry[1] & methods]
             if shared:
