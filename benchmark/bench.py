@@ -174,28 +174,17 @@ def against_reference(name: str, work: Workload, rounds: int, *, limited: bool =
 
 
 def limited(rounds: int = 7) -> Iterator[Timing]:
-    """Yield the comparisons that have a limit."""
+    """Yield the comparisons that have a limit: the loop, and the proposed methods where the encoders are the cost."""
     for work in (SMALL, RESNET):
         yield against_bare(work, rounds)
-    for name in _proposed(needing_domains=False):
-        yield against_reference(name, RESNET, rounds, limited=True)
-
-
-def _proposed(*, needing_domains: bool) -> list[str]:
-    """Return the proposed methods that need several domains, or the others."""
-    names = [name for name in METHODS.names() if METHODS.entry(name).kind == "proposed"]
-    return [name for name in names if (METHODS.load(name).info.min_domains > 0) is needing_domains]
+    for name in METHODS.names():
+        if METHODS.entry(name).kind == "proposed":
+            yield against_reference(name, RESNET, rounds, limited=True)
 
 
 def timings(rounds: int = 7) -> Iterator[Timing]:
-    """Yield the limited comparisons, then every method against joint training with the small backbone.
-
-    The proposed methods for several domains rewrite whole parameter gradients: beside encoders as small as these
-    inputs make them this costs more than their passes say, so they are measured with ResNet-18 and not limited.
-    """
+    """Yield the limited comparisons, then every method against joint training with the small backbone."""
     yield from limited(rounds)
-    for name in _proposed(needing_domains=True):
-        yield against_reference(name, RESNET, rounds)
     for name in METHODS.names():
         if name != REFERENCE:
             yield against_reference(name, SMALL, rounds)

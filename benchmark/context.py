@@ -327,17 +327,27 @@ class Context:
             )
 
     def encoder_gradients(self, forward: Forward, gradients: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-        """Return the parameter gradients that feature gradients `(B, d_m)` cause, without touching `.grad`."""
+        """Return the parameter gradients that feature gradients `(B, d_m)` cause, and leave `.grad` as it was.
+
+        They are the caller's, to change in place.
+        """
         result = {}
         for name, gradient in gradients.items():
             output = forward.encoded[name]
             if not output.requires_grad:
                 continue
             parameters = {key: value for key, value in self._encoders[name].items() if value.requires_grad}
-            values = torch.autograd.grad(
-                output, list(parameters.values()), gradient.to(output.dtype), retain_graph=True, materialize_grads=True
-            )
-            result[name] = dict(zip(parameters, values, strict=True))
+            before = {key: value.grad for key, value in parameters.items()}
+            # By way of `.grad`: `torch.autograd.grad` may give two parameters the same tensor, accumulation copies it.
+            for value in parameters.values():
+                value.grad = None
+            own = list(parameters.values())
+            torch.autograd.backward(output, gradient.to(output.dtype), retain_graph=True, inputs=own)
+            result[name] = {
+                key: torch.zeros_like(value) if value.grad is None else value.grad for key, value in parameters.items()
+            }
+            for key, value in parameters.items():
+                value.grad = before[key]
         return result
 
     def encoder_grads(self) -> dict[str, dict[str, Tensor]]:

@@ -32,16 +32,22 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
     )
 
 
-def conflicting_part(vector: Tensor, other: Tensor) -> Tensor:
-    """Return the f of `vector`'s component f * `other` if the vectors `(P,)` conflict (negative product), else 0."""
-    inner = torch.dot(vector, other)
-    square = torch.dot(other, other)
-    return torch.where((inner < 0) & (square > NEGLIGIBLE_SQUARE), inner / square.clamp_min(NEGLIGIBLE_SQUARE), 0.0)
+def inner(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+    """Return the inner product, 0-d, of two vectors that lie in tensors of the same shapes, without joining them."""
+    return torch.stack([torch.dot(x.reshape(-1), y.reshape(-1)) for x, y in zip(a, b, strict=True)]).sum()
+
+
+def conflict(product: Tensor, square: Tensor) -> Tensor:
+    """Return the f of a vector's component f * `other`, 0-d, if they conflict (negative inner product), else 0.
+
+    `product` is their inner product, `square` that of `other` with itself.
+    """
+    return torch.where((product < 0) & (square > NEGLIGIBLE_SQUARE), product / square.clamp_min(NEGLIGIBLE_SQUARE), 0.0)
 
 
 def project_conflict(vector: Tensor, other: Tensor) -> Tensor:
     """Remove from `vector` `(P,)` its component along `other` if they conflict (negative inner product)."""
-    return vector - conflicting_part(vector, other) * other
+    return vector - conflict(torch.dot(vector, other), torch.dot(other, other)) * other
 
 
 def min_norm_weight(a: Tensor, b: Tensor) -> float:

@@ -19,14 +19,14 @@ another method, its class losses are one gradient, and its other losses are adde
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from benchmark.errors import UsageError, check_choice
-from benchmark.gradients import conflicting_part, flatten, unflatten
+from benchmark.gradients import conflict, inner
 from benchmark.method import Intervention, Method, MethodInfo, MethodOptions, Passes, Plan, option, reading, total
 from benchmark.model import MultimodalModel
 
@@ -97,6 +97,42 @@ def coefficient(ratio: Scalar, alpha: float, form: Form = "printed") -> Scalar:
     return result if isinstance(ratio, Tensor) else float(result)
 
 
+class Products(NamedTuple):
+    """Inner products, 0-d, of one encoder's class and reversed domain gradient: all that IGDM and CAGP ask of them."""
+
+    mixed: Tensor
+    class_square: Tensor
+    domain_square: Tensor
+
+    @classmethod
+    def of(cls, own: Sequence[Tensor], domain: Sequence[Tensor]) -> Products:
+        """Return those of two gradients that lie in tensors of the same shapes."""
+        return cls(inner(own, domain), inner(own, own), inner(domain, domain))
+
+
+def combination(
+    products: Products,
+    *,
+    k: float | Tensor,
+    p: float | Tensor,
+    gamma: float | Tensor,
+    variant: Variant = "full",
+) -> tuple[Tensor, Tensor]:
+    """Return what the class and the reversed domain gradient are multiplied by, 0-d, before they are added.
+
+    The result is k (g_c - f g_d) + p (g_d - f' g_c), with f and f' the projections (Eqs. 11 to 15). Raises UsageError
+    for an unknown variant.
+    """
+    check_choice("variant", variant, Variant)
+    rule = RULES[variant]
+    scales: dict[str, float | Tensor] = {"k": k, "p": p, "one": 1.0}
+    own, domain = scales[rule.class_scale], scales[rule.domain_scale]
+    class_projected, domain_projected = rule.projects(gamma)
+    along_domain = conflict(products.mixed, products.domain_square) * class_projected
+    along_class = conflict(products.mixed, products.class_square) * domain_projected
+    return own - domain * along_class, domain - own * along_domain
+
+
 def modulate(
     class_gradient: Tensor,
     domain_gradient: Tensor,
@@ -111,18 +147,12 @@ def modulate(
     Scaling before or after the projection is the same for k, p > 0. It comes after, because tanh saturates: a
     coefficient of 0 would leave nothing to project on. Raises UsageError for unequal shapes or an unknown variant.
     """
-    check_choice("variant", variant, Variant)
     if class_gradient.shape != domain_gradient.shape or class_gradient.dim() != 1:
         shapes = f"{tuple(class_gradient.shape)} and {tuple(domain_gradient.shape)}"
         raise UsageError(f"GMP combines two gradients of one shape (P,). Found {shapes}.")
-    rule = RULES[variant]
-    scales: dict[str, float | Tensor] = {"k": k, "p": p, "one": 1.0}
-    own, domain = scales[rule.class_scale], scales[rule.domain_scale]
-    class_projected, domain_projected = rule.projects(gamma)
-    along_domain = conflicting_part(class_gradient, domain_gradient) * class_projected
-    along_class = conflicting_part(domain_gradient, class_gradient) * domain_projected
-    # own (g_c - along_domain g_d) + domain (g_d - along_class g_c), as one combination.
-    return (own - domain * along_class) * class_gradient + (domain - own * along_domain) * domain_gradient
+    products = Products.of([class_gradient], [domain_gradient])
+    own, domain = combination(products, k=k, p=p, gamma=gamma, variant=variant)
+    return own * class_gradient + domain * domain_gradient
 
 
 def true_confidence(logits: Tensor, targets: Tensor) -> Tensor:
@@ -191,16 +221,28 @@ class GMP(Method):
         losses = self.losses(forward, batch, ctx)
         scales = self._scales(forward, batch, ctx)
         apart = self._apart(forward, losses, ctx)
-        written = {}
-        for name, like in apart["class"].items():
-            flat = {group: flatten(list(values[name].values())) for group, values in apart.items()}
-            k, p, gamma = scales[name]
-            whole = modulate(flat["class"], flat["domain"], k=k, p=p, gamma=gamma, variant=self.options.variant)
-            ctx.note(f"share of conflicts, {name}", (torch.dot(flat["class"], flat["domain"]) < 0).double())
-            whole = whole + flat.get("auxiliary", 0.0)
-            written[name] = dict(zip(like, unflatten(whole, list(like.values())), strict=True))
+        written = {name: self._modulated(name, apart, scales[name], ctx) for name in apart["class"]}
         self._write(written, ctx)
         ctx.update(total(losses))
+
+    def _modulated(
+        self, modality: str, apart: Apart, scales: tuple[Tensor, Tensor, Tensor], ctx: Context
+    ) -> dict[str, Tensor]:
+        """Return one encoder's gradients, and note whether they conflicted.
+
+        Tensor by tensor: joined into one vector as `modulate` takes it, they would cost as much as a backward pass.
+        """
+        k, p, gamma = scales
+        values = {group: list(gradients[modality].values()) for group, gradients in apart.items()}
+        products = Products.of(values["class"], values["domain"])
+        ctx.note(f"share of conflicts, {modality}", (products.mixed < 0).double())
+        own, domain = combination(products, k=k, p=p, gamma=gamma, variant=self.options.variant)
+        whole = values["class"]
+        torch._foreach_mul_(whole, own)
+        torch._foreach_addcmul_(whole, values["domain"], [domain.to(products.mixed.dtype)] * len(whole))
+        if "auxiliary" in values:
+            torch._foreach_add_(whole, values["auxiliary"])
+        return apart["class"][modality]
 
     def _apart(self, forward: Forward, losses: Mapping[str, Tensor], ctx: Context) -> Apart:
         """Return each encoder's gradients of the groups of losses, zeros where a group does not reach one."""
