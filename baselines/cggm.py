@@ -1,7 +1,9 @@
 """CGGM: encoders scaled, and the fused head turned, by how fast a classifier on each modality improves.
 
 Guo, Jin, Chen, Zhao, NeurIPS 2024, as in its official code. A modality's classifier sees its detached features `(B,
-d_m)`. The official one is a transformer over a sequence of tokens; for a vector of features it is one linear layer.
+d_m)`. The official one is a transformer over a sequence of tokens. For a vector of features it is what the fused head
+is: one linear layer, compared with its slice of the head, or one with a hidden layer of the same width, whose output
+layer is compared with the head's.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from torch.nn import functional
 
 from benchmark.gradients import cosine
 from benchmark.method import Intervention, Method, MethodInfo, MethodOptions, option, reading, total
-from benchmark.model import MultimodalModel
+from benchmark.model import MultimodalModel, output_layer, perceptron
 from benchmark.task import Task
 
 if TYPE_CHECKING:
@@ -128,15 +130,10 @@ class CGGM(Method):
 
     @classmethod
     def refuses(cls, options: Options, task: Task) -> str | None:
-        """Return why the fused head has no slice of a classifier's shape."""
-        if options.direction_weight > 0 and task.hidden is not None:
-            return (
-                "compares each classifier with its slice of a linear head, and the protocol's has a hidden layer of "
-                f"{task.hidden}; use direction_weight=0"
-            )
+        """Return why a linear fused head has no slice of a classifier's shape."""
         with torch.device("meta"):
             found = task.fusion(task.widths).part_widths
-        if found != task.widths:
+        if task.hidden is None and found != task.widths:
             return (
                 f"compares each classifier with its slice of the fused head: the features {task.widths} differ from "
                 f"the slices {found} of fusion {task.fusion.__name__.lower()}; use concat, or encoders of one width"
@@ -144,8 +141,12 @@ class CGGM(Method):
         return super().refuses(options, task)
 
     def build(self) -> MultimodalModel:
-        """Build the model with a linear classifier per modality."""
-        return self.task.build_model(unimodal_heads=True)
+        """Build the model with a classifier per modality, made as the fused head is."""
+        model, hidden = self.task.build_model(unimodal_heads=True), self.task.hidden
+        if hidden is not None:
+            heads = {m: perceptron(width, hidden, model.classes) for m, width in model.widths.items()}
+            model.unimodal_heads = nn.ModuleDict(heads)
+        return model
 
     def start_epoch(self, ctx: Context) -> None:
         """Give the classifiers an optimiser of their own, once, and this epoch's learning rate."""
@@ -203,13 +204,14 @@ class CGGM(Method):
     def _pull(self, loss: Tensor, alone: Mapping[str, Tensor], weights: Tensor, model: MultimodalModel) -> Tensor:
         """Return the direction loss's gradient `(C, D)` in the fused head's weight; classifiers stay fixed."""
         weight: Tensor = model.output.weight
-        heads = dict(model.unimodal_heads.named_parameters())
-        own: dict[str, Tensor] = {m: heads[f"{m}.weight"] for m in model.modalities}
+        own: dict[str, Tensor] = {m: output_layer(head).weight for m, head in model.unimodal_heads.items()}
         fused: Tensor = weight
         if self.options.direction == "gradients":
             fused = torch.autograd.grad(loss, weight, create_graph=True)[0]
             own = {m: torch.autograd.grad(alone[m], value, retain_graph=True)[0] for m, value in own.items()}
-        slices = {m: fused[:, columns] for m, columns in model.fusion.slices.items()}
+        slices = dict.fromkeys(own, fused)
+        if self.task.hidden is None:
+            slices = {m: fused[:, columns] for m, columns in model.fusion.slices.items()}
         direction = direction_loss(slices, {m: own[m].detach() for m in slices}, weights.to(loss))
         # The double backward runs through the fused loss's graph, whose own backward is still to come.
         return torch.autograd.grad(direction, weight, retain_graph=True)[0]

@@ -58,6 +58,13 @@ def perceptron(width: int, hidden: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
 
 
+def output_layer(head: nn.Module) -> nn.Linear:
+    """Return the layer of a head that gives its logits: the head itself, or its last layer."""
+    last = head[-1] if isinstance(head, nn.Sequential) else head
+    assert isinstance(last, nn.Linear)
+    return last
+
+
 class MultimodalModel(nn.Module):
     """Any number of modalities with unequal widths, one fusion, one head.
 
@@ -146,9 +153,7 @@ class MultimodalModel(nn.Module):
     @property
     def output(self) -> nn.Linear:
         """The layer that gives the fused logits: the head, or its last layer."""
-        last = self.head if isinstance(self.head, nn.Linear) else self.head[-1]
-        assert isinstance(last, nn.Linear)
-        return last
+        return output_layer(self.head)
 
     def answer(self, features: Mapping[str, Tensor]) -> Prediction:
         """Return the logits `(B, C)` of all features `(B, d_m)`, of each alone, and of all but each.

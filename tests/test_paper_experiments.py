@@ -8,7 +8,6 @@ import pytest
 
 from benchmark.experiments import absent_data, load_experiment
 from benchmark.paths import SOURCE_ROOT
-from benchmark.protocol import Row
 from benchmark.published import published_for
 from benchmark.rendering import render
 from benchmark.run import check_cell
@@ -17,8 +16,6 @@ from benchmark.tables import build_table
 RGM = ("rgm_table1", "rgm_table2", "rgm_table3")
 GMP = ("gmp_table1", "gmp_table2", "gmp_table3", "gmp_table4", "gmp_table5")
 BACKBONES = {"cnn": "resnet18", "transformer": "vit", "slowfast_resnet18": "slowfast"}
-OURS = {"gmp_table2": {"without direction": ""}}
-"""Variants of ours that stand beside a number of the paper's that has none."""
 
 
 def printed(name: str) -> list[dict[str, str]]:
@@ -27,14 +24,10 @@ def printed(name: str) -> list[dict[str, str]]:
         return [line for line in csv.DictReader(stream) if line["table"] == table]
 
 
-def names(row: Row, table: str) -> tuple[str, str]:
-    return row.method, OURS.get(table, {}).get(row.variant, row.variant)
-
-
 @pytest.mark.parametrize("name", [*RGM, *GMP])
 def test_rows_and_columns_are_the_papers_and_the_rows_in_its_order(name: str) -> None:
     experiment, lines = load_experiment(name), printed(name)
-    rows = [names(row, name) for row in experiment.rows()]
+    rows = [(row.method, row.variant) for row in experiment.rows()]
     assert rows == list(dict.fromkeys((x["method"], x["variant"]) for x in lines))
     columns = dict.fromkeys((x["dataset"], BACKBONES[x["backbone"]], x["fusion"] or "concat") for x in lines)
     assert set(experiment.columns()) == set(columns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from benchmark.data import Batch, Part
 from benchmark.diagnostics import PassCounter
 from benchmark.fusion import Concat, Fusion, Sum
 from benchmark.method import Method, Passes
+from benchmark.model import output_layer
 from benchmark.task import Task
 from tests.baselines.scenes import TanhEncoder, context
 
@@ -293,11 +295,26 @@ class TestReadings:
         method.step(batch, ctx)
         torch.testing.assert_close(method.pull, direction_gradient(before, method.factors), rtol=1e-4, atol=1e-6)
 
+    def test_with_a_hidden_layer_output_layers_of_one_shape_are_compared(self) -> None:
+        method, ctx, (first, second) = prepare(chosen=replace(task(a=4, b=5), hidden=6), clip=None)
+        before = copy.deepcopy(ctx.model)
+        own = {m: output_layer(head).weight.detach() for m, head in before.unimodal_heads.items()}
+        assert {m: tuple(values.shape) for m, values in own.items()} == dict.fromkeys("ab", (3, 6))
+        method.step(first, ctx)
+        fused = before.output.weight.detach().requires_grad_()
+        loss = direction_loss(dict.fromkeys("ab", fused), own, method.factors.float())
+        torch.testing.assert_close(method.pull, torch.autograd.grad(loss, fused)[0])
+        pull, before = method.pull, copy.deepcopy(ctx.model)
+        method.step(second, ctx)
+        expected = joint_gradients(before, second)["head.2.weight"] + 0.2 * pull
+        torch.testing.assert_close(gradients(before, ctx.model)["head.2.weight"], expected, rtol=1e-4, atol=1e-6)
+
 
 class TestRefusals:
     def test_slices_of_another_width_than_the_features_are_refused(self) -> None:
         assert CGGM.refuses(CGGM.Options(), task(a=4, b=5)) is None
         assert CGGM.refuses(CGGM.Options(), task(Sum, a=4, b=4)) is None
+        assert CGGM.refuses(CGGM.Options(), replace(task(Sum, a=4, b=5), hidden=6)) is None
         reason = str(CGGM.refuses(CGGM.Options(), task(Sum, a=4, b=5)))
         assert "{'a': 4, 'b': 5} differ from the slices {'a': 5, 'b': 5} of fusion sum; use concat" in reason
 
