@@ -9,17 +9,18 @@ import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from benchmark.dataset import Source
-from datasets.epic_kitchens import AUDIO, frames
-from tests.datasets.hac_lookalike import MOTION, SHADE
-from tests.datasets.lookalikes import sums, tone, write_wave, write_zip
+from benchmark.dataset import Dataset, DatasetCard, Manifest, Source
+from datasets.epic_kitchens import AUDIO, EpicKitchens
+from datasets.epic_kitchens_flow import EpicKitchensFlow
+from tests.datasets.hac_lookalike import MOTION, SHADE, SHAPES
+from tests.datasets.lookalikes import NOWHERE, Lookalike, single_files, tone, write_wave, write_zip
 from tests.datasets.ucf51_lookalike import write_tar
 
 CLASSES = ("take", "put", "open")
@@ -37,15 +38,6 @@ REDS = dict(zip(("D1", "D2", "D3"), SHADE.values(), strict=True))
 TORN, MUTE = "P22_06", "P01_02"
 """A video whose archive lacks the frames from 200 on, and one without a recording."""
 COLUMNS = ("uid", "start_frame", "stop_frame", "verb_class", "video_id", "start_timestamp", "stop_timestamp")
-
-
-@dataclass(frozen=True)
-class EpicLookalike:
-    """The archives and lists below `folder`, a card's sources that describe them, and those with flow."""
-
-    folder: Path
-    sources: tuple[Source, ...]
-    flow: Source
 
 
 def starts() -> list[int]:
@@ -130,7 +122,7 @@ def write_table(file: Path, columns: Mapping[str, Sequence[object]]) -> None:
         file.write_bytes(pickle.dumps(frame, 3).replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
 
 
-def write_epic(folder: Path) -> EpicLookalike:
+def write_epic(folder: Path) -> Lookalike:
     """Write 3 kitchens x (2 + 1) videos of 4 s; every video has 6 segments of 3 classes, one twice with two classes."""
     folder.mkdir(parents=True)
     recordings: dict[str, bytes] = {}
@@ -167,15 +159,20 @@ def write_epic(folder: Path) -> EpicLookalike:
     write_zip(folder / AUDIO, recordings)
     for file, lines in rows.items():
         write_table(folder / file, dict(zip(COLUMNS, zip(*lines, strict=True), strict=True)))
-    url = "http://127.0.0.1:1/"
-    single = (Source(file=file, urls=(url,), checksum=sums(folder / file)) for file in (AUDIO, *rows))
     manifests = {}
     for stream, paths in tars.items():
         manifests[stream] = folder / f"{stream}.csv"
         lines_ = [f"{path},{hashlib.md5((folder / path).read_bytes()).hexdigest()}\n" for path in paths]
         manifests[stream].write_text("path,md5\n" + "".join(lines_))
-    return EpicLookalike(
-        folder,
-        (Source(file="frames", manifest=frames(manifests["rgb"])), *single),
-        Source(file="flow", manifest=frames(manifests["flow"])),
+    frames, flow_ = (
+        Source(file=file, manifest=Manifest(manifests[stream], (f"{NOWHERE}/{{path}}",)))
+        for file, stream in (("frames", "rgb"), ("flow", "flow"))
     )
+    sources = (frames, *single_files(folder, AUDIO, *rows))
+    cards: dict[type[Dataset], DatasetCard] = {
+        kind: replace(
+            kind.card, sources=(*sources, *more), classes=CLASSES, shapes={m: SHAPES[m] for m in kind.card.modalities}
+        )
+        for kind, more in ((EpicKitchens, ()), (EpicKitchensFlow, (flow_,)))
+    }
+    return Lookalike(folder, tuple(f"{row[4]}-{row[0]}" for own in rows.values() for row in own), cards)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import io
 import wave
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import av
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmark.dataset import Checksum, Source
-from tests.datasets.lookalikes import sums, tone, write_zip
+from benchmark.dataset import Checksum, Dataset, DatasetCard, Source
+from datasets.hac import HAC
+from datasets.hac_flow import HACFlow
+from tests.datasets.lookalikes import NOWHERE, Lookalike, single_files, tone, write_zip
 
 CLASSES = ("sleeping", "watching tv", "eating")
 DOMAINS = ("human", "animal", "cartoon")
@@ -30,14 +32,6 @@ BLUE = 8
 """Red of every frame of a domain; green is the class, and blue rises by 8 with every frame."""
 TWICE = "AAAAAAAAAA2_000000_000010"
 WITHOUT_VIDEO, WITHOUT_SOUND, SLOW = "eating_1", "watching_1", "eating_2"
-
-
-@dataclass(frozen=True)
-class HacLookalike:
-    """Archives and lists below `folder`, and a card's sources that describe them."""
-
-    folder: Path
-    sources: tuple[Source, ...]
 
 
 def video(pictures: Sequence[NDArray[np.uint8]], shown: str = "rgb24", rate: int = RATE) -> bytes:
@@ -77,7 +71,7 @@ def names(domain: str, label: int) -> tuple[str, str, str]:
     return f"{word}_1", f"{word}_2", f"{word}_3"
 
 
-def write_hac(folder: Path) -> HacLookalike:
+def write_hac(folder: Path) -> Lookalike:
     """Write 3 classes x 3 domains x (2 + 1) clips, long ones for training, short ones for the test.
 
     Of human clips one is in both lists. Of animal clips one has no video, one no sound and one 12 frames per second.
@@ -106,7 +100,11 @@ def write_hac(folder: Path) -> HacLookalike:
     rows["HAC_test_only_human.csv"].append(f"{TWICE}.mp4,2")
     for file, lines in rows.items():
         (folder / file).write_text("".join(f"{line}\n" for line in lines))
-    url = "http://127.0.0.1:1/"
-    unknown = Source(file="human.zip", urls=(url,), checksum=Checksum(""))
-    known = ("animal.zip", "cartoon.zip", *rows)
-    return HacLookalike(folder, (unknown, *(Source(file=f, urls=(url,), checksum=sums(folder / f)) for f in known)))
+    unknown = Source(file="human.zip", urls=(f"{NOWHERE}/human.zip",), checksum=Checksum(""))
+    sources = (unknown, *single_files(folder, "animal.zip", "cartoon.zip", *rows))
+    ids = [f"{domain}/{name}" for domain in DOMAINS for label in range(3) for name in names(domain, label)]
+    cards: dict[type[Dataset], DatasetCard] = {
+        kind: replace(kind.card, sources=sources, classes=CLASSES, shapes={m: SHAPES[m] for m in kind.card.modalities})
+        for kind in (HAC, HACFlow)
+    }
+    return Lookalike(folder, tuple(ids), cards)

@@ -1,18 +1,20 @@
-"""Clips with real codecs, made in seconds: a class is a colour that moves and a pitch."""
+"""Clips with real codecs, made in seconds: a class is a colour that moves and a pitch. CREMA-D is made of them here."""
 
 from __future__ import annotations
 
 import hashlib
 import wave
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import av
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmark.dataset import Checksum, Manifest, Source
+from benchmark.dataset import Checksum, Dataset, DatasetCard, Manifest, Source
+from datasets.cremad import CREMAD
 
 WIDTH, HEIGHT, FRAME_RATE = 160, 120, 30
 TRACK_RATE = 22_050
@@ -83,19 +85,46 @@ def sums(file: Path) -> Checksum:
     return Checksum(hashlib.sha256(file.read_bytes()).hexdigest(), file.stat().st_size)
 
 
-EMOTIONS = ("ANG", "DIS", "FEA", "HAP", "NEU", "SAD")
+NOWHERE = "http://127.0.0.1:1"
+"""Where nothing answers: what is fetched has to come from a mirror."""
 
 
 @dataclass(frozen=True)
-class CremadLookalike:
-    """48 clips of 4 actors below `folder` in the published layout, and a card's sources that describe them."""
+class Lookalike:
+    """A dataset's files below `folder` in the published layout, the ids of its samples, and cards that describe them.
+
+    `cards` are those of every dataset that reads these files: of one with flow, too. A source with a `suffix` is what a
+    person brings: `folder` holds it beside the others.
+    """
 
     folder: Path
     names: tuple[str, ...]
-    sources: tuple[Source, ...]
+    cards: Mapping[type[Dataset], DatasetCard]
+
+    def at(self, url: str) -> Lookalike:
+        """Return the same with every file that is not brought by hand at its path below `url`."""
+        cards = {
+            kind: replace(card, sources=tuple(_moved(source, url) for source in card.sources))
+            for kind, card in self.cards.items()
+        }
+        return replace(self, cards=cards)
 
 
-def write_cremad(folder: Path) -> CremadLookalike:
+def _moved(source: Source, url: str) -> Source:
+    if source.manifest:
+        return replace(source, manifest=replace(source.manifest, urls=(f"{url}/{{path}}",)))
+    return source if source.suffix else replace(source, urls=(f"{url}/{source.file}",))
+
+
+def single_files(folder: Path, *files: str) -> tuple[Source, ...]:
+    """Return sources of single files below `folder`, known by their checksums."""
+    return tuple(Source(file=file, urls=(f"{NOWHERE}/{file}",), checksum=sums(folder / file)) for file in files)
+
+
+EMOTIONS = ("ANG", "DIS", "FEA", "HAP", "NEU", "SAD")
+
+
+def write_cremad(folder: Path) -> Lookalike:
     """Write 4 actors x 2 sentences x 6 emotions; pitch and colour tell the emotion.
 
     Of actor 1001 saying DFA: in ANG the video has one frame, in DIS it is unreadable, in FEA the recording is silent,
@@ -121,13 +150,8 @@ def write_cremad(folder: Path) -> CremadLookalike:
     manifest = folder / "manifest.csv"
     lines = [f"{path},{checksum.sha256},{checksum.size}" for path, checksum in found.items()]
     manifest.write_text("\n".join(["path,sha256,size", *lines]) + "\n")
-    listed = {f"{part}.csv": sums(folder / f"{part}.csv") for part in lists}
-    url = "http://127.0.0.1:1/{path}"
-    return CremadLookalike(
-        folder,
-        tuple(names),
-        (
-            Source(file="clips", manifest=Manifest(manifest, (url,))),
-            *(Source(file=path, urls=(url,), checksum=checksum) for path, checksum in listed.items()),
-        ),
+    sources = (
+        Source(file="clips", manifest=Manifest(manifest, (f"{NOWHERE}/{{path}}",))),
+        *single_files(folder, *(f"{part}.csv" for part in lists)),
     )
+    return Lookalike(folder, tuple(sorted(names)), {CREMAD: replace(CREMAD.card, sources=sources)})

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,43 +19,25 @@ from baselines.joint import Joint
 from benchmark.conformance_dataset import check_dataset
 from benchmark.conformance_trial import Outcome
 from benchmark.data import load
-from benchmark.dataset import PARTS, Verification
+from benchmark.dataset import PARTS
 from benchmark.download import Patience
 from benchmark.errors import DataError
 from benchmark.fetch import fetch
 from benchmark.paths import SOURCE_ROOT
-from benchmark.preparation import prepare
-from benchmark.prepared import Prepared
 from benchmark.protocol import Optimizer, Protocol
 from benchmark.registry import DATASETS
 from benchmark.task import Task
 from benchmark.training import fit
 from datasets.cremad import CLIPS, CREMAD
 from datasets.cremad.clips import actor, clean_parts, decode, emotion, legacy_parts, read_list, shared_recordings
-from tests.datasets.lookalikes import CremadLookalike, pitch, write_cremad
-
-
-@dataclass(frozen=True)
-class Archive:
-    """The look-alike as it was found, fetched from a mirror below `home` and prepared; `said` are the lines printed."""
-
-    lookalike: CremadLookalike
-    home: Path
-    found: list[Verification]
-    prepared: Prepared
-    said: list[str]
+from tests.datasets.archives import Archive, archive_of
+from tests.datasets.lookalikes import pitch
 
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
-    folder = tmp_path_factory.mktemp("cremad")
-    lookalike = write_cremad(folder / "mirror" / "cremad")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CREMAD, "card", replace(CREMAD.card, sources=lookalike.sources))
-        patch.setenv("EQUIPOISE_DATA", str(folder))
-        found = fetch(CREMAD, folder / "raw" / "cremad", folder / "mirror")
-        said: list[str] = []
-        yield Archive(lookalike, folder, found, prepare("cremad", say=said.append), said)
+    with archive_of(CREMAD, tmp_path_factory.mktemp("cremad")) as found:
+        yield found
 
 
 def real_names() -> list[str]:
@@ -116,7 +97,7 @@ def test_prepared_arrays_hold_three_frames_and_a_spectrogram_of_every_clip(archi
     video, audio = archive.prepared.array("video"), archive.prepared.array("audio")
     assert (video.shape, video.dtype.name) == ((48, 3, 3, 224, 224), "uint8")
     assert (audio.shape, audio.dtype.name) == ((48, 1, 257, 188), "float16")
-    assert archive.prepared.index.ids == tuple(sorted(archive.lookalike.names))
+    assert archive.prepared.index.ids == archive.lookalike.names
     counts = {name: split.counts for name, split in archive.prepared.meta.splits.items()}
     assert counts["legacy"] == {"train": 36, "val": 6, "test": 6}
     assert counts["clean"] == {"train": 24, "val": 12, "test": 12}
@@ -165,8 +146,7 @@ def test_every_fault_is_reported_and_its_clip_is_kept(archive: Archive) -> None:
 
 def test_a_video_much_longer_than_its_recording_is_a_fault(archive: Archive) -> None:
     assert archive.said[15].startswith("1001_DFA_SAD_XX (legacy train, clean train): video of 1.5 s beside a recording")
-    raw = archive.home / "raw" / "cremad"
-    assert decode(raw, "1004_IEO_SAD_XX").faults == []
+    assert decode(archive.raw, "1004_IEO_SAD_XX").faults == []
 
 
 def test_a_pointer_in_the_place_of_a_clip_is_named(archive: Archive, tmp_path: Path) -> None:

@@ -8,24 +8,21 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
-from numpy.typing import NDArray
 
 from benchmark.conformance_dataset import check_dataset
 from benchmark.conformance_trial import Outcome
 from benchmark.data import load
-from benchmark.dataset import PARTS, Manifest, Verification
+from benchmark.dataset import PARTS, Manifest
 from benchmark.errors import DataError
-from benchmark.fetch import fetch
 from benchmark.paths import SOURCE_ROOT
-from benchmark.preparation import prepare
-from benchmark.prepared import Prepared, manifest_digest
+from benchmark.prepared import manifest_digest
 from benchmark.protocol import Cell, Optimizer, Protocol
 from benchmark.registry import DATASETS
 from benchmark.run import run_cell
@@ -34,6 +31,7 @@ from datasets.epic_kitchens.clips import decode, numbers, read_cuts
 from datasets.epic_kitchens.segments import Segment, official_parts, read_segments, seconds
 from datasets.epic_kitchens.tables import read_table
 from datasets.epic_kitchens_flow import EpicKitchensFlow
+from tests.datasets.archives import Archive, archive_of
 from tests.datasets.cells import tiny_backbone
 from tests.datasets.epic_lookalike import (
     CLASSES,
@@ -43,9 +41,7 @@ from tests.datasets.epic_lookalike import (
     REDS,
     TORN,
     VIDEOS,
-    EpicLookalike,
     label_at,
-    write_epic,
     write_table,
 )
 from tests.datasets.hac_lookalike import FRAMES, MOTION, SHAPES
@@ -53,40 +49,15 @@ from tests.datasets.hac_lookalike import FRAMES, MOTION, SHAPES
 DOMAINS = ("D1", "D2", "D3")
 
 
-@dataclass(frozen=True)
-class Archive:
-    """The look-alike, fetched from a mirror below `home` and prepared with flow; `said` are the lines printed."""
-
-    home: Path
-    lookalike: EpicLookalike
-    found: list[Verification]
-    prepared: Prepared
-    segments: list[Segment]
-    said: list[str]
-
-    def row(self, modality: str, segment: Segment) -> NDArray[np.float64]:
-        """Return what is stored of a segment."""
-        row: NDArray[np.float64] = self.prepared.array(modality)[self.prepared.index.ids.index(segment.id)].astype(
-            float
-        )
-        return row
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
+    with archive_of(EpicKitchensFlow, tmp_path_factory.mktemp("epic")) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
-    home = tmp_path_factory.mktemp("epic")
-    lookalike = write_epic(home / "mirror" / "epic_kitchens")
-    with pytest.MonkeyPatch.context() as patch:
-        for kind, more in ((EpicKitchens, ()), (EpicKitchensFlow, (lookalike.flow,))):
-            shapes = {modality: SHAPES[modality] for modality in kind.card.modalities}
-            card = replace(kind.card, sources=(*lookalike.sources, *more), classes=CLASSES, shapes=shapes)
-            patch.setattr(kind, "card", card)
-        patch.setenv("EQUIPOISE_DATA", str(home))
-        raw = home / "raw" / "epic_kitchens"
-        found = fetch(EpicKitchensFlow, raw, home / "mirror")
-        said: list[str] = []
-        prepared = prepare("epic_kitchens_flow", say=said.append)
-        yield Archive(home, lookalike, found, prepared, read_segments(raw, DOMAINS, len(CLASSES)), said)
+def segments(archive: Archive) -> list[Segment]:
+    return read_segments(archive.raw, DOMAINS, len(CLASSES))
 
 
 def published(source: str) -> Manifest:
@@ -193,44 +164,46 @@ def test_every_archive_is_verified(archive: Archive) -> None:
     assert {text.partition(":")[2] for text in (audio, *lists)} == {" 1 expected, 1 found, 0 broken"}
     (path, *_) = published("frames").files
     broken = archive.home / "broken"
-    shutil.copytree(archive.home / "raw" / "epic_kitchens", broken)
+    shutil.copytree(archive.raw, broken)
     (broken / path).write_bytes(b"another")
     assert f"9 found, 1 broken ({path}: md5 " in EpicKitchensFlow.card.sources[0].check(broken).faults()
 
 
-def test_arrays_hold_a_window_of_every_segment_in_the_order_of_the_lists(archive: Archive) -> None:
+def test_arrays_hold_a_window_of_every_segment_in_the_order_of_the_lists(
+    archive: Archive, segments: list[Segment]
+) -> None:
     index = archive.prepared.index
-    assert list(index.ids) == [segment.id for segment in archive.segments]
+    assert list(index.ids) == [segment.id for segment in segments]
     assert len(index.ids) == 6 * 9 + 1
     for modality, shape in SHAPES.items():
         array = archive.prepared.array(modality)
         assert (array.shape, array.dtype.name) == ((55, *shape), "float16" if modality == "audio" else "uint8")
     assert index.domains is not None
-    for segment, label, domain in zip(archive.segments, index.labels, index.domains, strict=True):
+    for segment, label, domain in zip(segments, index.labels, index.domains, strict=True):
         assert (segment.label, segment.domain) == (label, DOMAINS[domain])
 
 
-def test_a_segment_that_is_annotated_twice_is_kept_with_both_classes(archive: Archive) -> None:
-    places = Counter((segment.video, segment.first, segment.last) for segment in archive.segments)
+def test_a_segment_that_is_annotated_twice_is_kept_with_both_classes(archive: Archive, segments: list[Segment]) -> None:
+    places = Counter((segment.video, segment.first, segment.last) for segment in segments)
     ((place, count),) = ((place, count) for place, count in places.items() if count > 1)
-    twice = [segment for segment in archive.segments if (segment.video, segment.first, segment.last) == place]
+    twice = [segment for segment in segments if (segment.video, segment.first, segment.last) == place]
     assert count == len({segment.label for segment in twice}) == len({segment.id for segment in twice}) == 2
-    first, second = (archive.row("video", segment) for segment in twice)
+    first, second = (archive.row("video", segment.id) for segment in twice)
     assert np.array_equal(first, second)
 
 
-def test_frames_flow_and_sound_are_those_of_the_same_window(archive: Archive) -> None:
-    assert sorted({segment.last - segment.first for segment in archive.segments}) == list(LENGTHS)
-    for segment in archive.segments:
+def test_frames_flow_and_sound_are_those_of_the_same_window(archive: Archive, segments: list[Segment]) -> None:
+    assert sorted({segment.last - segment.first for segment in segments}) == list(LENGTHS)
+    for segment in segments:
         label, chosen = label_at(segment.first), np.array(numbers(segment, FRAMES))
         if segment.video == TORN and chosen.max() >= 200:
             continue
-        red, green, blue = archive.row("video", segment).mean(axis=(2, 3))
+        red, green, blue = archive.row("video", segment.id).mean(axis=(2, 3))
         assert np.abs(red - REDS[segment.domain]).max() < 4
         assert np.abs(green - (40 + 60 * label)).max() < 4
         assert np.abs(blue - chosen).max() < 4
-        assert np.abs(archive.row("flow", segment).mean(axis=(1, 2, 3)) - MOTION[label]).max() <= 1
-        audio = archive.row("audio", segment)
+        assert np.abs(archive.row("flow", segment.id).mean(axis=(1, 2, 3)) - MOTION[label]).max() <= 1
+        audio = archive.row("audio", segment.id)
         if segment.video == MUTE:
             assert np.abs(audio).max() < 1e-3
             continue
@@ -239,42 +212,46 @@ def test_frames_flow_and_sound_are_those_of_the_same_window(archive: Archive) ->
         assert abs(audio[0, :40].mean(axis=1).argmax() - (200 + 80 * label) / 31.25) <= 2
 
 
-def test_frames_that_an_archive_lacks_are_the_last_before_them_and_said(archive: Archive) -> None:
-    cut_off = [s for s in archive.segments if s.video == TORN and max(numbers(s, FRAMES)) >= 200]
+def test_frames_that_an_archive_lacks_are_the_last_before_them_and_said(
+    archive: Archive, segments: list[Segment]
+) -> None:
+    cut_off = [s for s in segments if s.video == TORN and max(numbers(s, FRAMES)) >= 200]
     faults = {line.partition(" ")[0]: line.partition("): ")[2] for line in archive.said if line.startswith(f"{TORN}-")}
-    assert faults.keys() <= {segment.id for segment in archive.segments if segment.video == TORN}
+    assert faults.keys() <= {segment.id for segment in segments if segment.video == TORN}
     for segment in cut_off:
         missing = sum(number >= 200 for number in numbers(segment, FRAMES))
         assert faults[segment.id] == f"video {missing} of {FRAMES} frames missing"
-        assert archive.row("video", segment)[2, -1].mean() == pytest.approx(199, abs=12)
+        assert archive.row("video", segment.id)[2, -1].mean() == pytest.approx(199, abs=12)
     mute = [line for line in archive.said if line.startswith(f"{MUTE}-")]
     assert len(mute) == 6
     assert all(line.endswith("audio no file") for line in mute)
 
 
-def test_every_part_is_counted(archive: Archive) -> None:
+def test_every_part_is_counted(archive: Archive, segments: list[Segment]) -> None:
     (start,) = (number for number, line in enumerate(archive.said) if line.startswith("official train"))
     lines = archive.said[start : start + 3]
     assert [line.partition(",")[0] for line in lines] == [
         *(f"official {part}: {archive.prepared.meta.splits['official'].counts[part]} clips expected" for part in PARTS)
     ]
     assert archive.prepared.meta.splits["official"].counts["test"] == 18
-    videos = dict(zip((s.video for s in archive.segments), archive.prepared.index.parts["official"], strict=True))
+    videos = dict(zip((s.video for s in segments), archive.prepared.index.parts["official"], strict=True))
     assert Counter(videos.values()) == {"train": 3, "val": 3, "test": 3}
     assert {video for video, part in videos.items() if part == "test"} == {
         video for (_, listed), own in VIDEOS.items() for video in own if listed == "test"
     }
 
 
-def test_without_flow_the_same_frames_are_read(archive: Archive) -> None:
+def test_without_flow_the_same_frames_are_read(archive: Archive, segments: list[Segment]) -> None:
     assert (EpicKitchens.card.modalities, EpicKitchensFlow.card.raw_name) == (("audio", "video"), "epic_kitchens")
-    raw = archive.home / "raw" / "epic_kitchens"
+    raw = archive.raw
     audio = raw / "EPIC-KITCHENS-audio.zip"
-    cuts = read_cuts(raw, audio, archive.segments[:2], FRAMES, flow=False)
-    for segment, cut in zip(archive.segments, cuts, strict=False):
+    cuts = read_cuts(raw, audio, segments[:2], FRAMES, flow=False)
+    for segment, cut in zip(segments, cuts, strict=False):
         found = decode(cut, EpicKitchens.card.shapes)
         assert found.inputs.keys() == {"audio", "video"}
-        assert all(np.array_equal(values, archive.row(modality, segment)) for modality, values in found.inputs.items())
+        assert all(
+            np.array_equal(values, archive.row(modality, segment.id)) for modality, values in found.inputs.items()
+        )
 
 
 @pytest.mark.usefixtures("archive")

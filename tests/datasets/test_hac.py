@@ -5,25 +5,22 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from numpy.typing import NDArray
 
 from benchmark.conformance_dataset import check_dataset
 from benchmark.conformance_trial import Outcome
 from benchmark.data import load
-from benchmark.dataset import PARTS, Verification
+from benchmark.dataset import PARTS
 from benchmark.download import Patience
 from benchmark.errors import DataError
 from benchmark.fetch import fetch
 from benchmark.paths import SOURCE_ROOT
-from benchmark.preparation import prepare
-from benchmark.prepared import Prepared
 from benchmark.protocol import Cell, Optimizer, Protocol
 from benchmark.registry import DATASETS
 from benchmark.run import run_cell
@@ -33,6 +30,7 @@ from datasets.hac import HAC
 from datasets.hac.clips import decode, numbers, read_files
 from datasets.hac.lists import domain_parts, origin, read_list, read_lists
 from datasets.hac_flow import HACFlow
+from tests.datasets.archives import Archive, archive_of
 from tests.datasets.cells import tiny_backbone
 from tests.datasets.hac_lookalike import (
     BLUE,
@@ -42,46 +40,18 @@ from tests.datasets.hac_lookalike import (
     LONG_CLIP,
     MOTION,
     SHADE,
-    SHAPES,
     SHORT_CLIP,
     TWICE,
     WITHOUT_SOUND,
     WITHOUT_VIDEO,
-    HacLookalike,
     names,
-    write_hac,
 )
-
-
-@dataclass(frozen=True)
-class Archive:
-    """The look-alike, fetched from a mirror below `home` and prepared with flow; `said` are the lines printed."""
-
-    home: Path
-    lookalike: HacLookalike
-    found: list[Verification]
-    prepared: Prepared
-    said: list[str]
-
-    def row(self, modality: str, clip: str) -> NDArray[np.float64]:
-        """Return what is stored of a clip."""
-        row: NDArray[np.float64] = self.prepared.array(modality)[self.prepared.index.ids.index(clip)].astype(float)
-        return row
 
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
-    home = tmp_path_factory.mktemp("hac")
-    lookalike = write_hac(home / "mirror" / "hac")
-    with pytest.MonkeyPatch.context() as patch:
-        for kind in (HAC, HACFlow):
-            shapes = {modality: SHAPES[modality] for modality in kind.card.modalities}
-            card = replace(kind.card, sources=lookalike.sources, classes=CLASSES, shapes=shapes)
-            patch.setattr(kind, "card", card)
-        patch.setenv("EQUIPOISE_DATA", str(home))
-        found = fetch(HACFlow, home / "raw" / "hac", home / "mirror")
-        said: list[str] = []
-        yield Archive(home, lookalike, found, prepare("hac_flow", say=said.append), said)
+    with archive_of(HACFlow, tmp_path_factory.mktemp("hac")) as found:
+        yield found
 
 
 def clips() -> list[tuple[str, int, int]]:
@@ -156,16 +126,16 @@ def test_a_window_is_every_second_frame_of_the_middle_64_counted_as_the_released
 
 def test_archives_without_a_published_checksum_are_pinned_when_they_are_fetched(archive: Archive) -> None:
     assert [str(found).partition(":")[2] for found in archive.found] == [" 1 expected, 1 found, 0 broken"] * 9
-    pin = archive.home / "raw" / "hac" / "human.zip.sha256"
+    pin = archive.raw / "human.zip.sha256"
     assert len(pin.read_text().strip()) == 64
     (archive.home / "elsewhere").mkdir()
     (archive.home / "elsewhere" / "animal.zip").write_bytes(b"another")
     with pytest.raises(DataError, match=r"animal\.zip could not be fetched .*animal\.zip: 7 bytes instead of"):
-        fetch(with_sources(archive, "animal.zip"), archive.home / "elsewhere", patience=Patience(1, 0.0))
+        fetch(with_sources("animal.zip"), archive.home / "elsewhere", patience=Patience(1, 0.0))
 
 
-def with_sources(archive: Archive, *files: str) -> type[HAC]:
-    sources = tuple(source for source in archive.lookalike.sources if source.file in files)
+def with_sources(*files: str) -> type[HAC]:
+    sources = tuple(source for source in HAC.card.sources if source.file in files)
     return type("Some", (HAC,), {"card": replace(HAC.card, sources=sources)})
 
 
@@ -238,8 +208,8 @@ def test_a_clip_that_takes_the_decoder_down_is_black_still_and_silent() -> None:
 def test_hac_without_flow_holds_the_same_frames_and_sounds_of_the_same_files(archive: Archive) -> None:
     assert (HAC.card.modalities, HACFlow.card.modalities) == (("audio", "video"), ("audio", "video", "flow"))
     assert HACFlow.card.raw_name == HAC.card.name == "hac"
-    listed, _ = read_lists(archive.home / "raw" / "hac", DOMAINS, len(CLASSES))
-    clip, files = next(zip(listed, read_files(archive.home / "raw" / "hac", listed, flow=False), strict=False))
+    listed, _ = read_lists(archive.raw, DOMAINS, len(CLASSES))
+    clip, files = next(zip(listed, read_files(archive.raw, listed, flow=False), strict=False))
     found = decode(files, HAC.card.shapes)
     assert found.inputs.keys() == {"audio", "video"}
     assert all(np.array_equal(values, archive.row(modality, clip.id)) for modality, values in found.inputs.items())

@@ -4,7 +4,6 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +15,10 @@ from torch import Tensor, nn
 import datasets.kinetics_sounds
 from baselines.joint import Joint
 from benchmark.data import load
-from benchmark.dataset import PARTS, Verification
+from benchmark.dataset import PARTS
 from benchmark.errors import DataError
 from benchmark.fetch import fetch
 from benchmark.preparation import prepare
-from benchmark.prepared import Prepared
 from benchmark.protocol import Optimizer, Protocol
 from benchmark.registry import DATASETS
 from benchmark.task import Task
@@ -38,86 +36,31 @@ from datasets.kinetics_sounds.clips import (
     rgm_like_parts,
     used_part,
 )
-from tests.datasets.lookalikes import sums, tone, write_video
-
-LABELS = ("blowing_nose", "bowling", "tickling")
-PUBLIC = ["training"] * 5 + ["validation"] + ["testing"] * 2
-AWKWARD = ("-abc_DEF123", "__________A", "a_000001_00")
-SECONDS = 0.8
-MISSING, MUTE, TORN, REPLACED, MUTE_TEST, BLIND_TEST = 1, 2, 3, 4, 6, 14
-
-
-def youtube(number: int) -> str:
-    """Return the id of one of the 24 clips: 8 per class, the first three awkward."""
-    return AWKWARD[number] if number < 3 else f"clip{number:02d}_-{number:03d}"
-
-
-def name(number: int) -> str:
-    return f"{youtube(number)}_{number:06d}"
-
-
-@dataclass(frozen=True)
-class Copy:
-    """A look-alike as it was fetched and prepared below `home`; `said` are the lines printed."""
-
-    home: Path
-    found: list[Verification]
-    prepared: Prepared
-    said: list[str]
-
-    @property
-    def raw(self) -> Path:
-        return self.home / "raw" / "kinetics_sounds"
-
-    def row(self, number: int) -> int:
-        return self.prepared.index.ids.index(name(number))
-
-
-def write_list(file: Path) -> None:
-    """Write 3 classes x 8 clips as published: training clips with padded start and end, the others with the start."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    spelled = [
-        f"{youtube(n)}_{n:06d}_{n + 10:06d}" if PUBLIC[n % 8] == "training" else f"{youtube(n)}_{n}" for n in range(24)
-    ]
-    rows = {text: {"subset": PUBLIC[n % 8], "label": LABELS[n // 8]} for n, text in enumerate(spelled)}
-    file.write_text(json.dumps({"labels": LABELS, "database": rows}))
-
-
-def write_clips(folder: Path) -> None:
-    """Write the clips in folders of three layouts, as H.264 and AAC; some are missing, mute, torn or replaced."""
-    for number in set(range(24)) - {MISSING}:
-        stem = f"{youtube(number)}_{number:06d}_{number + 10:06d}"
-        layout = [f"train/{LABELS[number // 8].replace('_', ' ')}/{stem}", f"val/{stem}", f"deep/er/test/{stem}"]
-        file = folder / f"{layout[number % 3]}.mp4"
-        sound = None if number in (MUTE, MUTE_TEST) else "aac"
-        write_video(file, number // 8, round(30 * SECONDS), codec="libx264", sound=sound, rate=44_100)
-        if number in (TORN, REPLACED):
-            (folder / "x_replacement").mkdir(exist_ok=True)
-            if number == REPLACED:
-                (folder / "x_replacement" / file.name).write_bytes(file.read_bytes())
-            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-        if number == BLIND_TEST:
-            file.write_bytes(file.read_bytes().replace(b"avc1", b"nope"))
-    (folder / "val" / "unlistedid0_000001_000011.mp4").write_bytes(b"another clip")
-    (folder / "val" / f"{youtube(MISSING)}_000099_000109.mp4").write_bytes(b"another excerpt of a listed video")
-    (folder / "val" / "k400_val_path.txt").write_text("no clip")
+from tests.datasets.archives import Archive, archive_of
+from tests.datasets.kinetics_lookalike import (
+    BLIND_TEST,
+    LABELS,
+    MISSING,
+    MUTE,
+    MUTE_TEST,
+    REPLACED,
+    SECONDS,
+    TORN,
+    name,
+    write_list,
+    youtube,
+)
+from tests.datasets.lookalikes import tone
 
 
 @pytest.fixture(scope="module")
-def copy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Copy]:
-    home = tmp_path_factory.mktemp("kinetics")
-    listed = home / "mirror" / "kinetics_sounds" / "KS_train_val.json"
-    write_list(listed)
-    raw = home / "raw" / "kinetics_sounds"
-    write_clips(raw / "clips")
-    published, clips = KineticsSounds.card.sources
-    with pytest.MonkeyPatch.context() as patch:
-        sources = (replace(published, urls=("http://127.0.0.1:1/list",), checksum=sums(listed)), clips)
-        patch.setattr(KineticsSounds, "card", replace(KineticsSounds.card, sources=sources))
-        patch.setenv("EQUIPOISE_DATA", str(home))
-        found = fetch(KineticsSounds, raw, home / "mirror")
-        said: list[str] = []
-        yield Copy(home, found, prepare("kinetics_sounds", say=said.append), said)
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
+    with archive_of(KineticsSounds, tmp_path_factory.mktemp("kinetics")) as found:
+        yield found
+
+
+def row(copy: Archive, number: int) -> int:
+    return copy.prepared.index.ids.index(name(number))
 
 
 def test_the_card_has_the_31_classes_in_alphabetical_order() -> None:
@@ -190,21 +133,21 @@ def test_black_frames_are_a_fault_and_silence_is_never_longer_than_a_clip() -> N
     assert Decoded(Frames(white, 1e9), none).padded().seconds == 10
 
 
-def test_the_list_is_verified_and_the_clips_are_counted(copy: Copy) -> None:
+def test_the_list_is_verified_and_the_clips_are_counted(copy: Archive) -> None:
     lines = ["KS_train_val.json: 1 expected, 1 found, 0 broken", "clips: 26 found, without checksums"]
     assert [str(found) for found in copy.found] == copy.said[:2] == lines
 
 
-def test_prepared_arrays_hold_three_frames_and_filter_banks_of_every_clip_that_is_there(copy: Copy) -> None:
+def test_prepared_arrays_hold_three_frames_and_filter_banks_of_every_clip_that_is_there(copy: Archive) -> None:
     video, audio = copy.prepared.array("video"), copy.prepared.array("audio")
     assert (video.shape, video.dtype.name) == ((23, 3, 3, 224, 224), "uint8")
     assert (audio.shape, audio.dtype.name) == ((23, 1, 1024, 128), "float16")
     assert copy.prepared.index.ids == tuple(sorted(name(number) for number in set(range(24)) - {MISSING}))
     for number in set(range(24)) - {MISSING}:
-        assert copy.prepared.index.labels[copy.row(number)] == KineticsSounds.card.classes.index(LABELS[number // 8])
+        assert copy.prepared.index.labels[row(copy, number)] == KineticsSounds.card.classes.index(LABELS[number // 8])
 
 
-def test_what_was_listed_found_and_used_is_kept_with_the_data(copy: Copy) -> None:
+def test_what_was_listed_found_and_used_is_kept_with_the_data(copy: Archive) -> None:
     public = copy.prepared.meta.splits["public"]
     assert public.counts == {"train": 12, "val": 3, "test": 6}
     assert public.census == {
@@ -216,7 +159,7 @@ def test_what_was_listed_found_and_used_is_kept_with_the_data(copy: Copy) -> Non
     assert {part: counts["listed"] for part, counts in other.items()} == {"train": 18, "val": 3, "test": 3}
 
 
-def test_missing_and_broken_clips_are_reported_one_by_one(copy: Copy) -> None:
+def test_missing_and_broken_clips_are_reported_one_by_one(copy: Archive) -> None:
     assert copy.said[2:5] == [
         "public train: 15 clips expected, 14 found, 2 of them with faults",
         "public val: 3 clips expected, 3 found, 0 of them with faults",
@@ -236,41 +179,41 @@ def test_missing_and_broken_clips_are_reported_one_by_one(copy: Copy) -> None:
     assert copy.said[-2] == "split public: train 12, val 3, test 6"
 
 
-def test_a_clip_without_sound_is_dropped_from_training_and_silent_in_the_other_parts(copy: Copy) -> None:
+def test_a_clip_without_sound_is_dropped_from_training_and_silent_in_the_other_parts(copy: Archive) -> None:
     index, audio = copy.prepared.index, copy.prepared.array("audio")
-    assert index.parts["public"][copy.row(MUTE)] == ""
-    assert index.parts["public"][copy.row(MUTE_TEST)] == "test"
+    assert index.parts["public"][row(copy, MUTE)] == ""
+    assert index.parts["public"][row(copy, MUTE_TEST)] == "test"
     silence = filter_bank(Sound(np.zeros(round(SECONDS * 16_000), np.float32), 16_000))
-    assert np.array_equal(audio[copy.row(MUTE_TEST)], silence)
+    assert np.array_equal(audio[row(copy, MUTE_TEST)], silence)
     assert silence.min() < -10
-    assert all(parts[copy.row(n)] in ("", "val", "test") for parts in index.parts.values() for n in (MUTE, MUTE_TEST))
+    assert all(parts[row(copy, n)] in ("", "val", "test") for parts in index.parts.values() for n in (MUTE, MUTE_TEST))
 
 
-def test_a_torn_clip_is_in_no_part_and_one_with_a_whole_copy_beside_it_is_used(copy: Copy) -> None:
+def test_a_torn_clip_is_in_no_part_and_one_with_a_whole_copy_beside_it_is_used(copy: Archive) -> None:
     index, video = copy.prepared.index, copy.prepared.array("video")
-    assert {parts[copy.row(TORN)] for parts in index.parts.values()} == {""}
-    assert not video[copy.row(TORN)].any()
-    assert index.parts["public"][copy.row(REPLACED)] == "train"
-    assert video[copy.row(REPLACED)].any()
+    assert {parts[row(copy, TORN)] for parts in index.parts.values()} == {""}
+    assert not video[row(copy, TORN)].any()
+    assert index.parts["public"][row(copy, REPLACED)] == "train"
+    assert video[row(copy, REPLACED)].any()
     assert decode([*(copy.raw / "clips").rglob(f"{youtube(REPLACED)}*")]).faults == []
 
 
-def test_the_sound_is_the_first_track_of_the_video_at_16_khz(copy: Copy) -> None:
+def test_the_sound_is_the_first_track_of_the_video_at_16_khz(copy: Archive) -> None:
     for number in (0, 8, 16):
         expected = filter_bank(Sound(tone(number // 8, SECONDS, 16_000), 16_000)).astype(float)[0, 20:60].mean(axis=0)
-        found = copy.prepared.array("audio")[copy.row(number)].astype(float)[0, 20:60].mean(axis=0)
+        found = copy.prepared.array("audio")[row(copy, number)].astype(float)[0, 20:60].mean(axis=0)
         assert abs(found.argmax() - expected.argmax()) <= 1
-        assert not copy.prepared.array("audio")[copy.row(number), 0, 100:].any()
+        assert not copy.prepared.array("audio")[row(copy, number), 0, 100:].any()
 
 
-def test_no_video_is_in_two_parts(copy: Copy) -> None:
+def test_no_video_is_in_two_parts(copy: Archive) -> None:
     for parts in copy.prepared.index.parts.values():
         members = [{n[:11] for n, own in zip(copy.prepared.index.ids, parts, strict=True) if own == p} for p in PARTS]
         assert sum(map(len, members)) == len(set.union(*members))
         assert all(members)
 
 
-def test_without_clips_fetching_says_where_they_are_to_be_had_and_to_be_put(copy: Copy, tmp_path: Path) -> None:
+def test_without_clips_fetching_says_where_they_are_to_be_had_and_to_be_put(copy: Archive, tmp_path: Path) -> None:
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips" / "k400_val_path.txt").touch()
     with pytest.raises(
@@ -283,7 +226,7 @@ def test_without_clips_fetching_says_where_they_are_to_be_had_and_to_be_put(copy
 
 
 def test_a_part_without_a_single_clip_stops_the_preparation_before_anything_is_decoded(
-    copy: Copy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    copy: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raw = tmp_path / "raw" / "kinetics_sounds"
     raw.mkdir(parents=True)

@@ -6,25 +6,20 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from baselines.joint import Joint
 from benchmark.conformance_dataset import CHECKS
 from benchmark.data import load
-from benchmark.dataset import PARTS, Verification
+from benchmark.dataset import PARTS
 from benchmark.errors import DataError
-from benchmark.fetch import fetch
 from benchmark.paths import SOURCE_ROOT
-from benchmark.preparation import prepare
-from benchmark.prepared import Prepared
 from benchmark.protocol import Optimizer, Protocol
 from benchmark.registry import DATASETS
 from benchmark.task import Task
@@ -34,6 +29,7 @@ from datasets._clips.frames import STILL
 from datasets.ucf51 import UCF51
 from datasets.ucf51.clips import Note, all_faults, crashed_flow, crashed_video, decode_flow, flow_files
 from datasets.ucf51.lists import PAPER_GROUPS, group, group_parts, read_lists, shuffled_parts
+from tests.datasets.archives import Archive, archive_of
 from tests.datasets.lookalikes import write_zip
 from tests.datasets.ucf51_lookalike import (
     CLASSES,
@@ -41,10 +37,8 @@ from tests.datasets.ucf51_lookalike import (
     TRUNCATED,
     WITHOUT_FLOW,
     WITHOUT_VIDEO,
-    Ucf51Lookalike,
     gray_video,
     write_tar,
-    write_ucf51,
 )
 
 # Clips of the 51 classes in groups 1 to 25, counted in the official lists.
@@ -54,36 +48,15 @@ CLIPS_OF_GROUP = [
 ]
 
 
-@dataclass(frozen=True)
-class Archive:
-    """The look-alike as it was found, fetched from a mirror and prepared; `said` are the lines printed."""
-
-    lookalike: Ucf51Lookalike
-    found: list[Verification]
-    prepared: Prepared
-    said: list[str]
-
-    def parts(self, split: str) -> dict[str, str]:
-        """Return every clip's part."""
-        return dict(zip(self.prepared.index.ids, self.prepared.index.parts[split], strict=True))
-
-    def row(self, modality: str, name: str) -> NDArray[np.uint8]:
-        """Return a clip's video or flow."""
-        index = self.prepared.index
-        row: NDArray[np.uint8] = self.prepared.array(modality)[index.rows[modality][index.ids.index(name)]]
-        return row
-
-
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
-    folder = tmp_path_factory.mktemp("ucf51")
-    lookalike = write_ucf51(folder / "mirror" / "ucf51")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(UCF51, "card", replace(UCF51.card, sources=lookalike.sources, classes=CLASSES))
-        patch.setenv("EQUIPOISE_DATA", str(folder))
-        found = fetch(UCF51, folder / "raw" / "ucf51", folder / "mirror")
-        said: list[str] = []
-        yield Archive(lookalike, found, prepare("ucf51", say=said.append), said)
+    with archive_of(UCF51, tmp_path_factory.mktemp("ucf51")) as found:
+        yield found
+
+
+def parts_of(archive: Archive, split: str) -> dict[str, str]:
+    """Return every clip's part."""
+    return dict(zip(archive.prepared.index.ids, archive.prepared.index.parts[split], strict=True))
 
 
 def real_names() -> list[str]:
@@ -215,7 +188,7 @@ def test_prepared_arrays_hold_three_frames_and_flow_pairs_of_every_listed_clip(a
     assert counts["official1"] == counts["paper-size"] == {"train": 6, "val": 6, "test": 6}
     assert counts["random80"] == {"train": 14, "val": 1, "test": 3}
     for split in ("official1", "paper-size"):
-        assert {(group(name), part) for name, part in archive.parts(split).items()} == {
+        assert {(group(name), part) for name, part in parts_of(archive, split).items()} == {
             (1, "test"),
             (8, "train"),
             (24, "val"),

@@ -5,31 +5,21 @@ from __future__ import annotations
 import io
 import tarfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import av
 import numpy as np
 
-from benchmark.dataset import Source
-from datasets.ucf51 import FLOW, LISTS, VIDEOS
-from tests.datasets.lookalikes import sums, write_video, write_zip
+from datasets.ucf51 import FLOW, LISTS, UCF51, VIDEOS
+from tests.datasets.lookalikes import Lookalike, single_files, write_video, write_zip
 
 CLASSES = ("Archery", "HandstandPushups", "Knitting")
 MOTION = ((168, 128), (88, 128), (128, 168))
 """Levels of u and v per class: to the right, to the left, down."""
 TRUNCATED, WITHOUT_FLOW, WITHOUT_VIDEO = "v_Archery_g08_c01", "v_Archery_g08_c02", "v_Knitting_g08_c02"
 FLOW_RATE = 24
-
-
-@dataclass(frozen=True)
-class Ucf51Lookalike:
-    """The archives below `folder`, the clips in them and a card's sources that describe them."""
-
-    folder: Path
-    names: tuple[str, ...]
-    sources: tuple[Source, ...]
 
 
 def gray_video(levels: Sequence[int]) -> bytes:
@@ -53,7 +43,7 @@ def write_tar(file: Path, members: dict[str, bytes], mode: Literal["w", "w:gz"] 
             bundle.addfile(member, io.BytesIO(content))
 
 
-def write_ucf51(folder: Path) -> Ucf51Lookalike:
+def write_ucf51(folder: Path) -> Lookalike:
     """Write 3 actions x groups 1, 8 and 24 x 2 clips, and 2 of an action that is not among the 51.
 
     The first clip of Archery in group 8 is cut off in the middle and the second has no flow; the second of Knitting
@@ -90,7 +80,5 @@ def write_ucf51(folder: Path) -> Ucf51Lookalike:
         "__MACOSX/ucfTrainTestlist/._testlist01.txt": "junk",
     }
     write_zip(folder / LISTS, {path: text.encode() for path, text in lists.items()})
-    sources = tuple(
-        Source(file=file, urls=("http://127.0.0.1:1/",), checksum=sums(folder / file)) for file in (VIDEOS, LISTS, FLOW)
-    )
-    return Ucf51Lookalike(folder, tuple(sorted(names)), sources)
+    card = replace(UCF51.card, sources=single_files(folder, VIDEOS, LISTS, FLOW), classes=CLASSES)
+    return Lookalike(folder, tuple(sorted(names)), {UCF51: card})
