@@ -108,11 +108,14 @@ def fetch(name: str) -> None:
 
 @cli.command()
 @click.argument("dataset")
-def prepare(dataset: str) -> None:
-    """Turn a dataset's verified files into the prepared form."""
+@click.option("-j", "--jobs", type=click.IntRange(min=1), help="Decoding processes. Default: one per core.")
+def prepare(dataset: str, jobs: int | None) -> None:
+    """Turn a dataset's verified files into the prepared form; one that was stopped goes on where it was."""
     from benchmark.preparation import prepare as prepare_dataset
+    from benchmark.progress import console_counts
 
-    prepared = prepare_dataset(dataset, say=click.echo)
+    with console_counts() as progress:
+        prepared = prepare_dataset(dataset, say=click.echo, progress=progress, jobs=jobs)
     click.echo(f"{dataset} is prepared in {prepared.folder}.")
 
 

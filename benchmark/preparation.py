@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
@@ -16,6 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from benchmark.dataset import PARTS, Dataset, DatasetCard, file_digest, storage_error
 from benchmark.errors import DataError
+from benchmark.journal import ArrayFile, Fact, Journal, Made, OnDisk, ReadByRows, replacing
 from benchmark.paths import prepared_home, raw_home
 from benchmark.prepared import (
     INDEX,
@@ -31,77 +30,87 @@ from benchmark.prepared import (
     manifest_digest,
     open_prepared,
 )
+from benchmark.protocol import digest
 from benchmark.registry import DATASETS
 
 Say = Callable[[str], None]
-
-
-class RowWriter:
-    """What `PreparedWriter.rows` hands out: takes an array's rows in order, a block at a time."""
-
-    def __init__(self, name: str, shape: tuple[int, ...], dtype: DTypeLike, stream: BinaryIO) -> None:
-        self.written = 0
-        self._name = name
-        self._shape = shape
-        self._dtype = np.dtype(dtype)
-        self._stream = stream
-
-    def write(self, values: NDArray[Any]) -> None:
-        """Append rows (k, *shape); raises DataError for another shape or dtype, or a value that is not finite."""
-        if values.shape[1:] != self._shape:
-            raise DataError(
-                f"{self._name} samples have shape {values.shape[1:]}, its card says {self._shape}. Correct one of them."
-            )
-        if values.dtype != self._dtype:
-            raise DataError(f"{self._name} rows have dtype {values.dtype}, not {self._dtype}. Convert them.")
-        if not np.isfinite(values).all():
-            raise DataError(f"{self._name} holds values that are not finite. Check its preparation.")
-        self._stream.write(np.ascontiguousarray(values).data)
-        self.written += len(values)
+Progress = Callable[[str, int, int], None]
+"""Takes what is counted, how many are done and how many there are."""
 
 
 class PreparedWriter:
     """What `Dataset.prepare` writes to: an array per modality, then the samples; `say` prints a line."""
 
-    def __init__(self, card: DatasetCard, folder: Path, say: Say) -> None:
+    def __init__(
+        self,
+        card: DatasetCard,
+        folder: Path,
+        say: Say,
+        progress: Progress = lambda *_: None,
+        jobs: int | None = None,
+        journals: Path | None = None,
+    ) -> None:
         self.card = card
         self.say = say
+        self.jobs = jobs
         self._folder = folder
+        self._journals = journals or folder
+        self._progress = progress
         self._files: dict[str, ArrayMeta] = {}
         self._index: Index | None = None
         self._census: Mapping[str, Mapping[str, Mapping[str, int]]] = {}
 
     def array(self, modality: str, values: NDArray[Any]) -> None:
         """Store a modality's array (rows, *shape) as it is: choose a compact dtype (uint8, float16)."""
-        with self.rows(modality, len(values), values.dtype) as rows:
-            rows.write(values)
+        file = self._file(modality, len(values), values.dtype)
+        content = file.bytes_of(values)
+        with file.open(0) as stream:
+            stream.write(content)
+        self._keep(modality, file)
 
-    @contextmanager
-    def rows(self, modality: str, count: int, dtype: DTypeLike) -> Iterator[RowWriter]:
-        """Store a modality's array of `count` rows block by block: it is never in memory as a whole.
+    def store(
+        self,
+        keys: Sequence[str],
+        dtypes: Mapping[str, DTypeLike],
+        make: Callable[[int], Generator[Made[Fact], None, None]],
+        kind: type[Fact],
+    ) -> list[Fact]:
+        """Store arrays of the modalities in `dtypes` that have a row of each for every one of `keys`, as they are made.
 
-        Several modalities may be open at once. Raises DataError when another number of rows was written.
+        They are never in memory as a whole, and a preparation that was stopped goes on with the first row that it has
+        not stored: `make(n)` gives, for every key from number n on, its row by modality (*shape) and a fact, of the
+        dataclass `kind`, that is kept with it. Returns the facts of all keys. Where other keys were stored before, all
+        begins anew. Raises DataError for another number of rows, or rows that contradict the card.
         """
+        files = {modality: self._file(modality, len(keys), dtype) for modality, dtype in dtypes.items()}
+        label = f"{self.card.name}: {', '.join(files)}"
+        journal = Journal(self._journals / f"{'+'.join(files)}.jsonl", keys, files, kind)
+        if done := len(journal.stored()):
+            self.say(f"{label}: {done} of {len(keys)} were stored before; going on from there")
+        facts = journal.complete(make, lambda stored: self._progress(label, stored, len(keys)))
+        for modality, file in files.items():
+            self._keep(modality, file)
+        return facts
+
+    def stored(self, modality: str) -> ReadByRows:
+        """Return what is stored of a modality, to be read a few rows at a time."""
+        return OnDisk(self._folder / self._files[modality].file)
+
+    def _file(self, modality: str, count: int, dtype: DTypeLike) -> ArrayFile:
         name = f"{self.card.name}: {modality}"
         shape = self.card.shapes.get(modality)
         if shape is None:
             raise DataError(f"{name} is no modality of its card ({', '.join(self.card.shapes)}). Correct one of them.")
-        path = self._folder / f"{modality}.npy"
-        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False}
-        # Through the file object rather than a memory map: a full disk is then an error and not a bus error.
-        with path.open("wb") as stream:
-            np.lib.format.write_array_header_1_0(stream, {**header, "shape": (count, *shape)})
-            rows = RowWriter(name, shape, dtype, stream)
-            yield rows
-        if rows.written != count:
-            raise DataError(f"{name} has {rows.written} rows instead of {count}. Check its preparation.")
+        return ArrayFile(name, self._folder / f"{modality}.npy", shape, np.dtype(dtype), count)
+
+    def _keep(self, modality: str, file: ArrayFile) -> None:
         self._files[modality] = ArrayMeta(
-            file=path.name,
-            dtype=np.dtype(dtype).str,
-            shape=shape,
-            rows=count,
-            bytes=path.stat().st_size,
-            sha256=file_digest(path),
+            file=file.path.name,
+            dtype=file.dtype.str,
+            shape=file.shape,
+            rows=file.count,
+            bytes=file.path.stat().st_size,
+            sha256=file_digest(file.path),
         )
 
     def samples(
@@ -140,7 +149,7 @@ class PreparedWriter:
                 f"{sorted(card.splits)}. Correct one of them."
             )
         index.check(card, {name: file.rows for name, file in self._files.items()})
-        arrays = {name: np.load(self._folder / file.file, mmap_mode="r") for name, file in self._files.items()}
+        arrays = {name: self.stored(name) for name in self._files}
         with (self._folder / INDEX).open("w", newline="", encoding="utf-8") as stream:
             csv.writer(stream, lineterminator="\n").writerows(index.table(card))
         meta = Meta(
@@ -171,19 +180,6 @@ class PreparedWriter:
         return meta
 
 
-class ReadByRows(Protocol):
-    """An array of which some rows at a time are read: in memory, in a file or on a device."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Rows and the shape of one."""
-        ...
-
-    def __getitem__(self, rows: Rows, /) -> NDArray[Any]:
-        """Return these rows."""
-        ...
-
-
 def fit_normalisation(
     array: ReadByRows, rows: Rows, largest: int = 4_000_000, *, zero: float | None = None
 ) -> Normalisation:
@@ -203,10 +199,13 @@ def fit_normalisation(
     return Normalisation(mean=mean, std=variance**0.5 or 1.0)
 
 
-def prepare(name: str, *, say: Say = print) -> Prepared:
-    """Write a registered dataset's prepared form; raises DataError if raw files are missing or broken."""
+def prepare(name: str, *, say: Say = print, progress: Progress = lambda *_: None, jobs: int | None = None) -> Prepared:
+    """Write a registered dataset's prepared form; raises DataError if raw files are missing or broken.
+
+    `progress` gets what is stored, how many of it and of how many; `jobs` processes decode (None: one per core).
+    """
     dataset, raw, folder, source_digest = _registered(name)
-    return write_prepared(dataset, raw, folder, source_digest, say=say)
+    return write_prepared(dataset, raw, folder, source_digest, say=say, progress=progress, jobs=jobs)
 
 
 def obtain(name: str) -> Prepared:
@@ -234,11 +233,20 @@ def _registered(name: str) -> tuple[Dataset, Path, Path, str]:
 
 
 def write_prepared(
-    dataset: Dataset, raw: Path, folder: Path, source_digest: str, *, say: Say = print, reuse: bool = False
+    dataset: Dataset,
+    raw: Path,
+    folder: Path,
+    source_digest: str,
+    *,
+    say: Say = print,
+    progress: Progress = lambda *_: None,
+    jobs: int | None = None,
+    reuse: bool = False,
 ) -> Prepared:
     """Verify the sources below `raw`, run the dataset's preparation and put its result at `folder`.
 
-    With `reuse`, what another process has prepared while this one waited for the lock is taken as it is.
+    With `reuse`, what another process has prepared while this one waited for the lock is taken as it is. What a run
+    that was stopped has stored is kept for the next one of the same dataset from the same sources.
     """
     card = dataset.card
     for source in card.sources:
@@ -256,28 +264,12 @@ def write_prepared(
                     return open_prepared(card, folder, source_digest)
                 except DataError:
                     pass
-            meta = _replace(dataset, raw, folder, source_digest, say)
+            with replacing(folder, digest([SCHEMA, source_digest, manifest_digest(card)])) as (work, journals):
+                writer = PreparedWriter(card, work, say, progress, jobs, journals)
+                dataset.prepare(raw, writer)
+                meta = writer.finish(source_digest)
     except OSError as error:
-        raise storage_error(error, folder, f"equipoise prepare {card.name}") from error
+        raise storage_error(error, error.filename or folder, f"equipoise prepare {card.name}") from error
     for name, split in meta.splits.items():
         say(f"split {name}: " + ", ".join(f"{part} {count}" for part, count in split.counts.items()))
     return open_prepared(card, folder, source_digest)
-
-
-def _replace(dataset: Dataset, raw: Path, folder: Path, source_digest: str, say: Say) -> Meta:
-    """Write beside `folder`, then rename: a killed run leaves nothing that looks finished."""
-    work, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
-    for leftover in (work, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    work.mkdir()
-    try:
-        writer = PreparedWriter(dataset.card, work, say)
-        dataset.prepare(raw, writer)
-        meta = writer.finish(source_digest)
-        if folder.exists():
-            folder.rename(old)
-        work.rename(folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-    return meta

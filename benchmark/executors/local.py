@@ -165,7 +165,7 @@ def serve(pipe: Connection, pickled: bytes) -> None:
 
     `pickled` is the function, unpickled late because that may import torch.
     """
-    _die_with_parent()
+    die_with_parent()
     for name in _THREADS:
         os.environ[name] = "1"
     while True:
@@ -184,7 +184,7 @@ def serve(pipe: Connection, pickled: bytes) -> None:
         pipe.send_bytes(message)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """End this process when its parent has ended in whatever way; nobody is left to receive the answer."""
     parent = parent_process()
     assert parent is not None

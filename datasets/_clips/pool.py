@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -74,4 +75,12 @@ def _alone(decode: Callable[[Clip], Result], clip: Clip, crashed: Callable[[Clip
 
 def _processes(jobs: int) -> ProcessPoolExecutor:
     # Spawned: a fork of a process that has loaded torch can hang.
-    return ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+    return ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_started)
+
+
+def _started() -> None:
+    """Leave Ctrl-C, which reaches all processes, to the one that waits for the results, and end when that has ended."""
+    from benchmark.executors.local import die_with_parent
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with_parent()

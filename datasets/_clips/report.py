@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmark.dataset import PARTS
 from datasets._clips.frames import STILL
+
+if TYPE_CHECKING:
+    from benchmark.journal import ReadByRows
+
+
+@dataclass(frozen=True)
+class Note:
+    """What is kept of a clip beside its arrays: its faults, and its frames per second, 0 where unknown.
+
+    `found` says whether it has a file at all, `seen` and `heard` whether frames and sound of it are of use.
+    """
+
+    faults: tuple[str, ...] = ()
+    rate: float = 0.0
+    found: bool = True
+    seen: bool = True
+    heard: bool = True
 
 
 def problem_report(
@@ -35,7 +53,10 @@ def problem_report(
     return lines
 
 
-def flow_report(levels: NDArray[np.int64]) -> str:
-    """Return where most of the flow lies, from how often each of 256 levels occurs: the card's zero rests on it."""
+def flow_report(flow: ReadByRows) -> str:
+    """Return where most of the flow (rows, 2, T, side, side) lies, as levels: the card's zero rests on it."""
+    levels = np.zeros(256, np.int64)
+    for row in range(flow.shape[0]):
+        levels += np.bincount(flow[np.array([row])].ravel(), minlength=256)
     median = int(np.searchsorted(levels.cumsum(), levels.sum() / 2))
     return f"flow: median level {median}, {STILL} is no motion"

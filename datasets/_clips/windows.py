@@ -7,8 +7,7 @@ hold one window of every clip.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datasets._clips.frames import GRAY, RGB, SIDE
-from datasets._clips.report import flow_report
+from datasets._clips.report import Note, flow_report
 from datasets._clips.sound import STANDARD_SHAPE
 
 if TYPE_CHECKING:
@@ -53,24 +52,27 @@ class Window:
     rate: float = 0.0
     found: bool = True
 
+    @property
+    def note(self) -> Note:
+        """What is kept of it beside the arrays."""
+        return Note(self.faults, self.rate, self.found)
+
 
 def crashed(_clip: object, shapes: Shapes) -> Window:
     """Return what stands for a clip that took the decoder's process down: black, still and silent."""
     return Window({m: np.full(shape, BLANK[m], DTYPES[m]) for m, shape in shapes.items()}, (CRASHED,))
 
 
-def store(out: PreparedWriter, clips: Sequence[str], windows: Iterable[Window]) -> dict[str, Window]:
-    """Write the arrays of every clip, one at a time, and say how flow lies; returns what else is known of each."""
-    known = {}
-    levels = np.zeros(256, np.int64)
-    with ExitStack() as stack:
-        writers = {m: stack.enter_context(out.rows(m, len(clips), DTYPES[m])) for m in out.card.modalities}
-        for clip, found in zip(clips, windows, strict=True):
-            for modality, writer in writers.items():
-                writer.write(found.inputs[modality][None])
-            if "flow" in found.inputs:
-                levels += np.bincount(found.inputs["flow"].ravel(), minlength=256)
-            known[clip] = Window({}, found.faults, found.rate, found.found)
+def store(out: PreparedWriter, clips: Sequence[str], windows: Callable[[int], Iterable[Window]]) -> dict[str, Note]:
+    """Store the arrays of every clip and say how flow lies; returns what else is known of each.
+
+    `windows` gives those of the clips from a number on.
+    """
+
+    def made(done: int) -> Generator[tuple[Mapping[str, NDArray[Any]], Note], None, None]:
+        return ((window.inputs, window.note) for window in windows(done))
+
+    notes = out.store(clips, {modality: DTYPES[modality] for modality in out.card.modalities}, made, Note)
     if "flow" in out.card.shapes:
-        out.say(flow_report(levels))
-    return known
+        out.say(flow_report(out.stored("flow")))
+    return dict(zip(clips, notes, strict=True))

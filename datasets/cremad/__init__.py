@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections import ChainMap
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from benchmark.dataset import PARTS, Checksum, Dataset, DatasetCard, Manifest, Source
 
 if TYPE_CHECKING:
+    from collections.abc import Generator, Mapping
+
     import torch
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from benchmark.preparation import PreparedWriter
@@ -78,7 +81,7 @@ class CREMAD(Dataset):
     def prepare(self, raw: Path, out: PreparedWriter) -> None:
         """Store three frames and a log spectrogram of every clip, whatever is wrong with it, and report that."""
         from datasets._clips.pool import decode_all
-        from datasets._clips.report import problem_report
+        from datasets._clips.report import Note, problem_report
         from datasets._clips.sound import log_spectrogram
         from datasets.cremad import clips
 
@@ -86,13 +89,17 @@ class CREMAD(Dataset):
         names = sorted(lists["train"] | lists["test"])
         manifests = [source.manifest.files for source in self.card.sources if source.manifest]
         same = clips.shared_recordings(ChainMap(*manifests))
-        faults = {}
-        with out.rows("audio", len(names), np.float16) as audio, out.rows("video", len(names), np.uint8) as video:
-            results = decode_all(partial(clips.decode, raw), names, clips.crashed)
-            for name, clip in zip(names, results, strict=True):
-                audio.write(log_spectrogram(clip.sound)[None])
-                video.write(clip.frames.images[None])
-                faults[name] = clip.faults + ([f"audio is that of {same[name]}"] if name in same else [])
+
+        def made(done: int) -> Generator[tuple[Mapping[str, NDArray[Any]], Note], None, None]:
+            for clip in decode_all(partial(clips.decode, raw), names[done:], clips.crashed, out.jobs):
+                inputs: dict[str, NDArray[Any]] = {"audio": log_spectrogram(clip.sound), "video": clip.frames.images}
+                yield inputs, Note(tuple(clip.faults))
+
+        notes = out.store(names, {"audio": np.float16, "video": np.uint8}, made, Note)
+        faults = {
+            name: [*note.faults, *([f"audio is that of {same[name]}"] if name in same else [])]
+            for name, note in zip(names, notes, strict=True)
+        }
         splits = {
             "legacy": clips.legacy_parts(names, val=lists["val"], test=lists["test"]),
             "clean": clips.clean_parts(names),

@@ -10,10 +10,13 @@ from benchmark.dataset import Checksum, Dataset, DatasetCard, Manifest, Source
 from datasets._clips.windows import SHAPES
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import torch
     from torch import Tensor
 
     from benchmark.preparation import PreparedWriter
+    from datasets._clips.windows import Window
 
 BRISTOL = "https://data.bris.ac.uk/datasets/3h91syskeag572hl6tvuovwv4d"
 AUDIO = "EPIC-KITCHENS-audio.zip"
@@ -92,9 +95,14 @@ class EpicKitchens(Dataset):
         card = self.card
         segments = read_segments(raw, card.domains, len(card.classes))
         ids = [segment.id for segment in segments]
-        cuts = clips.read_cuts(raw, raw / AUDIO, segments, card.shapes["video"][1], flow="flow" in card.shapes)
         decode, broken = (partial(function, shapes=dict(card.shapes)) for function in (clips.decode, crashed))
-        known = store(out, ids, decode_all(decode, cuts, broken))
+        frames, flow = card.shapes["video"][1], "flow" in card.shapes
+
+        def windows(done: int) -> Iterator[Window]:
+            cuts = clips.read_cuts(raw, raw / AUDIO, segments[done:], frames, flow=flow)
+            return decode_all(decode, cuts, broken, out.jobs)
+
+        known = store(out, ids, windows)
         parts = official_parts(segments)
         out.samples(
             ids,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from benchmark.preparation import PreparedWriter
+    from datasets._clips.windows import Window
 
 HOST = "https://huggingface.co/datasets/hdong51/Human-Animal-Cartoon/resolve/e74938ea09a8b296f6fd8afbb89bfc53dcbc9100"
 SIMMMDG = "https://raw.githubusercontent.com/donghao51/SimMMDG/fbca1f060ce9aa32fef21b9556b18ef70c4a6579"
@@ -86,9 +87,14 @@ class HAC(Dataset):
         card = self.card
         listed, twice = lists.read_lists(raw, card.domains, len(card.classes))
         ids = [clip.id for clip in listed]
-        files = clips.read_files(raw, listed, flow="flow" in card.shapes)
         decode, broken = (partial(function, shapes=dict(card.shapes)) for function in (clips.decode, crashed))
-        known = store(out, ids, decode_all(decode, files, broken))
+
+        def windows(done: int) -> Iterator[Window]:
+            return decode_all(
+                decode, clips.read_files(raw, listed[done:], flow="flow" in card.shapes), broken, out.jobs
+            )
+
+        known = store(out, ids, windows)
         parts = {clip.id: clip.part for clip in listed}
         out.samples(
             ids,

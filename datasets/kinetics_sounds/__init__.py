@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -11,9 +11,10 @@ from benchmark.dataset import PARTS, Checksum, Dataset, DatasetCard, Source, fil
 from benchmark.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Generator, Mapping
 
     import torch
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from benchmark.preparation import PreparedWriter
@@ -97,7 +98,7 @@ class KineticsSounds(Dataset):
     def prepare(self, raw: Path, out: PreparedWriter) -> None:
         """Store three frames and filter banks of every listed clip that is there, and report all others and faults."""
         from datasets._clips.pool import decode_all
-        from datasets._clips.report import problem_report
+        from datasets._clips.report import Note, problem_report
         from datasets._clips.sound import filter_bank
         from datasets.kinetics_sounds import clips
 
@@ -111,20 +112,23 @@ class KineticsSounds(Dataset):
         found = [name for name in listed if name in files]
         self._refuse_empty_parts(splits, found, raw)
 
-        faults, seen, heard = {}, set(), set()
-        with out.rows("audio", len(found), np.float16) as audio, out.rows("video", len(found), np.uint8) as video:
-            results = decode_all(clips.decode, (files[name] for name in found), clips.crashed)
-            for name, clip in zip(found, results, strict=True):
-                audio.write(filter_bank(clip.padded())[None])
-                video.write(clip.frames.images[None])
-                faults[name] = clip.faults
-                seen |= {name} if clip.seen else set()
-                heard |= {name} if clip.heard else set()
+        def made(done: int) -> Generator[tuple[Mapping[str, NDArray[Any]], Note], None, None]:
+            wanted = (files[name] for name in found[done:])
+            for clip in decode_all(clips.decode, wanted, clips.crashed, out.jobs):
+                inputs: dict[str, NDArray[Any]] = {"audio": filter_bank(clip.padded()), "video": clip.frames.images}
+                yield inputs, Note(tuple(clip.faults), seen=clip.seen, heard=clip.heard)
+
+        keys = [clips.fingerprint(name, files[name]) for name in found]
+        stored = out.store(keys, {"audio": np.float16, "video": np.uint8}, made, Note)
+        notes = dict(zip(found, stored, strict=True))
+        seen, heard = ({name for name in found if getattr(notes[name], sense)} for sense in ("seen", "heard"))
         used = {
             split: {name: clips.used_part(parts[name], seen=name in seen, heard=name in heard) for name in found}
             for split, parts in splits.items()
         }
-        for line in problem_report(splits, faults, listed.keys() - files.keys()):
+        for line in problem_report(
+            splits, {name: note.faults for name, note in notes.items()}, listed.keys() - files.keys()
+        ):
             out.say(line)
         self._refuse_empty_parts(used, found, raw)
         out.samples(

@@ -63,6 +63,12 @@ def locate(files: Iterable[Path], names: Collection[str]) -> dict[str, tuple[Pat
     return {name: tuple(copies) for name, copies in found.items()}
 
 
+def fingerprint(name: str, copies: Sequence[Path]) -> str:
+    """Return what tells a clip with these files from one whose files were exchanged meanwhile."""
+    states = ((file, file.stat()) for file in copies)
+    return "\0".join([name, *(f"{file}\0{state.st_size}\0{state.st_mtime_ns}" for file, state in states)])
+
+
 @dataclass(frozen=True)
 class Decoded:
     """A clip's frames and sound."""

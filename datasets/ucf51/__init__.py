@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -88,10 +89,17 @@ class UCF51(Dataset):
         train, test = lists.read_lists(raw / LISTS, self.card.classes)
         labels = train | test
         names = sorted(labels)
-        files = zip(names, read_zip(raw / VIDEOS, [f"{name}.avi" for name in names]), strict=True)
-        pairs = clips.flow_files(raw / FLOW, names)
-        videos, _ = _store(out, "video", len(names), decode_all(clips.decode_video, files, clips.crashed_video))
-        flows, levels = _store(out, "flow", len(names), decode_all(clips.decode_flow, pairs, clips.crashed_flow))
+
+        def decoded_videos(done: int) -> Iterator[clips.Decoded]:
+            files = zip(names[done:], read_zip(raw / VIDEOS, [f"{name}.avi" for name in names[done:]]), strict=True)
+            return decode_all(clips.decode_video, files, clips.crashed_video, out.jobs)
+
+        def decoded_flows(done: int) -> Iterator[clips.Decoded]:
+            pairs = islice(clips.flow_files(raw / FLOW, names), done, None)
+            return decode_all(clips.decode_flow, pairs, clips.crashed_flow, out.jobs)
+
+        videos = _store(out, "video", names, decoded_videos)
+        flows = _store(out, "flow", names, decoded_flows)
         splits = {
             "official1": lists.group_parts(names, test.keys()),
             "paper-size": lists.group_parts(names, {name for name in names if lists.group(name) in lists.PAPER_GROUPS}),
@@ -105,7 +113,7 @@ class UCF51(Dataset):
             splits=splits,
             rows={"flow": [row_of[name] for name in names]},
         )
-        out.say(flow_report(levels))
+        out.say(flow_report(out.stored("flow")))
         by_name = {split: dict(zip(names, parts, strict=True)) for split, parts in splits.items()}
         faults = {name: clips.all_faults(videos[name], flows[name]) for name in names}
         missing = {name for name in names if clips.NO_FILE in videos[name].faults}
@@ -122,14 +130,11 @@ class UCF51(Dataset):
 
 
 def _store(
-    out: PreparedWriter, modality: str, count: int, decoded: Iterable[clips.Decoded]
-) -> tuple[dict[str, clips.Note], NDArray[np.int64]]:
-    """Write images in the order they come; returns each clip's note, in that order, and how often each level occurs."""
-    notes = {}
-    levels = np.zeros(256, np.int64)
-    with out.rows(modality, count, np.uint8) as rows:
-        for clip in decoded:
-            rows.write(clip.images[None])
-            notes[clip.note.clip] = clip.note
-            levels += np.bincount(clip.images.ravel(), minlength=256)
-    return notes, levels
+    out: PreparedWriter, modality: str, names: Sequence[str], decoded: Callable[[int], Iterable[clips.Decoded]]
+) -> dict[str, clips.Note]:
+    """Store images in the order in which `decoded` gives them from a number on; returns the clips' notes in it."""
+
+    def made(done: int) -> Generator[tuple[Mapping[str, NDArray[np.uint8]], clips.Note], None, None]:
+        return (({modality: clip.images}, clip.note) for clip in decoded(done))
+
+    return {note.clip: note for note in out.store(names, {modality: np.uint8}, made, clips.Note)}

@@ -3,12 +3,14 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from dataclasses import replace
+from collections.abc import Generator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from numpy.typing import DTypeLike, NDArray
 
 from benchmark.dataset import Checksum, Dataset, DatasetCard, Source, stratified_parts
 from benchmark.errors import DataError, SchemaError, UsageError
@@ -328,33 +330,49 @@ def test_stratified_parts_cut_every_class_in_the_order_of_its_keys_digests() -> 
         assert [parts[keys.index(key)] for key in members] == ["train"] * 7 + ["val"] + ["test"] * 2
 
 
-def test_rows_written_in_blocks_give_the_same_file_as_an_array(tmp_path: Path) -> None:
+@dataclass(frozen=True)
+class Note:
+    """What is known of a row."""
+
+    name: str
+    faults: tuple[str, ...] = ()
+
+
+def store(out: PreparedWriter, modality: str, rows: NDArray[Any], count: int, kind: DTypeLike) -> list[Note]:
+    def made(done: int) -> Generator[tuple[dict[str, NDArray[Any]], Note], None, None]:
+        return (({modality: row}, Note(f"row {n}", ("odd",) * (n % 2))) for n, row in enumerate(rows[done:], done))
+
+    return out.store([f"key {n}" for n in range(count)], {modality: kind}, made, Note)
+
+
+def test_rows_stored_one_by_one_give_the_same_file_as_an_array(tmp_path: Path) -> None:
+    notes: list[Note] = []
+
     def prepare(self: Toy, _raw: Path, out: PreparedWriter) -> None:
-        with out.rows("sound", 6, np.float16) as sound, out.rows("picture", 3, np.uint8) as picture:
-            for number in range(3):
-                sound.write(self.sound[2 * number : 2 * number + 2])
-                picture.write(self.picture[number : number + 1])
+        notes.extend(store(out, "sound", self.sound, 6, np.float16))
+        store(out, "picture", self.picture, 3, np.uint8)
+        assert np.array_equal(out.stored("sound")[np.array([4, 1])], self.sound[[4, 1]])
         out.samples(self.ids, self.labels, **self.samples)
 
     assert write(tmp_path / "rows", prepare=prepare).meta == write(tmp_path / "array").meta
+    assert notes == [Note(f"row {n}", ("odd",) * (n % 2)) for n in range(6)]
 
 
 @pytest.mark.parametrize(
-    ("modality", "blocks", "message"),
+    ("modality", "rows", "message"),
     [
-        ("sound", [Toy.sound[:2], Toy.sound[:2]], "toy: sound has 4 rows instead of 6"),
-        ("sound", [Toy.sound.astype(np.float32)], "toy: sound rows have dtype float32, not float16"),
-        ("sound", [Toy.sound, Toy.sound[:, :1]], r"toy: sound samples have shape \(1, 3\)"),
-        ("smell", [], r"toy: smell is no modality of its card \(sound, picture\)"),
+        ("sound", Toy.sound[:4], "toy: sound has 4 rows instead of 6"),
+        ("sound", np.concatenate([Toy.sound, Toy.sound]), "toy: sound has 12 rows instead of 6"),
+        ("sound", Toy.sound.astype(np.float32), "toy: sound rows have dtype float32, not float16"),
+        ("sound", Toy.sound[:, :1], r"toy: sound samples have shape \(1, 3\)"),
+        ("smell", Toy.sound, r"toy: smell is no modality of its card \(sound, picture\)"),
     ],
 )
 def test_rows_that_contradict_what_was_declared_are_refused(
-    tmp_path: Path, modality: str, blocks: list[Any], message: str
+    tmp_path: Path, modality: str, rows: NDArray[Any], message: str
 ) -> None:
     def prepare(_self: Toy, _raw: Path, out: PreparedWriter) -> None:
-        with out.rows(modality, 6, np.float16) as rows:
-            for block in blocks:
-                rows.write(block)
+        store(out, modality, rows, 6, np.float16)
 
     with pytest.raises(DataError, match=message):
         write(tmp_path, prepare=prepare)
