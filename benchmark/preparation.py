@@ -195,8 +195,14 @@ def fit_normalisation(
     mean = zero
     if mean is None:
         mean = sum(float(array[part].sum(dtype=np.float64)) for part in blocks) / count
-    variance = sum(float(np.square(array[part].astype(np.float64) - mean).sum()) for part in blocks) / count
+    variance = sum(_squares(array[part], mean) for part in blocks) / count
     return Normalisation(mean=mean, std=variance**0.5 or 1.0)
+
+
+def _squares(values: NDArray[Any], mean: float) -> float:
+    """Return the sum of the squares about a mean, with one array in double precision at a time."""
+    off = np.subtract(values, mean, dtype=np.float64)
+    return float(np.square(off, out=off).sum())
 
 
 def prepare(name: str, *, say: Say = print, progress: Progress = lambda *_: None, jobs: int | None = None) -> Prepared:

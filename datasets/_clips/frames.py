@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,17 +13,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets._clips.packets import broken, decoded_video, packets
+from datasets._clips.packets import broken, decodable, decoded, packets
 
 if TYPE_CHECKING:
-    from av import VideoFrame
-    from av.container import InputContainer
+    from av import Packet, VideoFrame, VideoStream
 
 SIDE = 224
 SHORT = 8 / 7
 """Short side that frames are resized to before their centre is cut out, in sides of that: 256 for 224 pixels."""
 STILL = 128
 """The level of no motion where optical flow is stored as images: its range is symmetric about 0."""
+
+WORTH = 8
+"""Packets from which on it is quicker to skip to a key frame than to decode up to it."""
 
 
 @dataclass(frozen=True)
@@ -138,9 +141,10 @@ def _read(
         with av.open(_openable(file), "r") as container:
             if not container.streams.video:
                 return Frames(blanks, 0.0, ("no video stream",))
-            extent = _extent(container)
-        with av.open(_openable(file), "r") as container:
-            shown, faults = _shown(container, choose(extent))
+            end: list[str] = []
+            video = _Video(container.streams.video[0], list(packets(container, container.streams.video[0], end)), end)
+            extent = video.extent()
+            shown, faults = video.shown(choose(extent))
     except (av.FFmpegError, OSError) as error:
         return Frames(blanks, 0.0, (f"unreadable ({type(error).__name__})",))
     stamps = len(extent.stamps)
@@ -155,35 +159,84 @@ def _openable(file: Path | bytes) -> BytesIO | str:
     return BytesIO(file) if isinstance(file, bytes) else str(file)
 
 
-def _extent(container: InputContainer) -> _Extent:
-    """Return time stamps and length, without decoding.
+@dataclass(frozen=True)
+class _Video:
+    """A stream, all its packets as they are stored, and what kept the file from being read any further."""
 
-    What the container says of itself is not asked: FLV often has neither length nor frame rate.
-    """
-    stream = container.streams.video[0]
-    found = (_stamp(packet.pts, packet.dts) for packet in packets(container, stream, []))
-    stamps = sorted(stamp for stamp in found if stamp is not None)
-    # The last frame is taken to be shown for as long as the others on average.
-    ticks = (stamps[-1] - stamps[0]) * len(stamps) / (len(stamps) - 1) if len(stamps) > 1 else 0
-    base = stream.time_base or 0
-    return _Extent([float(stamp * base) for stamp in stamps], float(ticks * base))
+    stream: VideoStream
+    packets: Sequence[Packet[VideoStream]]
+    end: Sequence[str]
 
+    def extent(self) -> _Extent:
+        """Return time stamps and length, without decoding.
 
-def _shown(container: InputContainer, times: Sequence[float]) -> tuple[list[VideoFrame], tuple[str, ...]]:
-    """Decode up to the last of `times`; returns the frame shown at each, none at all if none can be decoded."""
-    base = float(container.streams.video[0].time_base or 0)
-    shown: list[VideoFrame] = []
-    last: VideoFrame | None = None
-    errors: list[str] = []
-    for frame in decoded_video(container, errors):
+        What the container says of itself is not asked: FLV often has neither length nor frame rate.
+        """
+        found = (_stamp(packet.pts, packet.dts) for packet in self.packets)
+        stamps = sorted(stamp for stamp in found if stamp is not None)
+        # The last frame is taken to be shown for as long as the others on average.
+        ticks = (stamps[-1] - stamps[0]) * len(stamps) / (len(stamps) - 1) if len(stamps) > 1 else 0
+        base = self.stream.time_base or 0
+        return _Extent([float(stamp * base) for stamp in stamps], float(ticks * base))
+
+    def shown(self, times: Sequence[float]) -> tuple[list[VideoFrame], tuple[str, ...]]:
+        """Return the frame shown at each of `times`, none at all if none can be decoded, and what is damaged.
+
+        Decoded is from the key frame before a time to the frame after it; where anything of that is damaged, all up to
+        the last of `times`, for which another frame may then stand.
+        """
+        errors: list[str] = []
+        if not decodable(self.stream, errors):
+            return [], broken(errors)
+        frames: list[VideoFrame] = []
+        for start, own in self._runs(times):
+            found = self._shown_from(start, own, errors)
+            if errors or not found or (start and self._time(found[0]) > own[0]):
+                errors.clear()
+                frames = self._shown_from(0, times, errors)
+                break
+            frames += found
+        return frames, broken(errors)
+
+    def _runs(self, times: Sequence[float]) -> list[tuple[int, list[float]]]:
+        """Return `times` in groups, each with the number of the packet, a key frame, that it is decoded from."""
+        base = float(self.stream.time_base or 0)
+        stamps = [_stamp(packet.pts, packet.dts) for packet in self.packets]
+        order = sorted((stamp * base, number) for number, stamp in enumerate(stamps) if stamp is not None)
+        runs: list[tuple[int, list[float]]] = []
+        key, keys = 0, {}
+        for stamp, number in order:
+            key = number if self.packets[number].is_keyframe else key
+            keys[stamp] = key
+        reached = 0
+        for time in times:
+            place = max(0, bisect_right(order, (time, len(stamps))) - 1)
+            stamp, number = order[place] if order else (0.0, 0)
+            start = keys.get(stamp, 0)
+            if not runs or start - reached > WORTH:
+                runs.append((start, []))
+            runs[-1][1].append(time)
+            reached = max(reached, number)
+        return runs
+
+    def _shown_from(self, start: int, times: Sequence[float], errors: list[str]) -> list[VideoFrame]:
+        """Decode from packet number `start` up to the last of `times`; returns the frame shown at each."""
+        self.stream.codec_context.flush_buffers()
+        shown: list[VideoFrame] = []
+        last: VideoFrame | None = None
+        for frame in decoded(self.packets[start:], errors):
+            now = self._time(frame)
+            while len(shown) < len(times) and times[len(shown)] < now:
+                shown.append(last or frame)
+            last = frame
+            if len(shown) == len(times):
+                return shown
+        errors += self.end
+        return shown + [last] * (len(times) - len(shown)) if last else []
+
+    def _time(self, frame: VideoFrame) -> float:
         stamp = _stamp(frame.pts, frame.dts)
-        now = stamp * base if stamp is not None else -np.inf
-        while len(shown) < len(times) and times[len(shown)] < now:
-            shown.append(last or frame)
-        last = frame
-        if len(shown) == len(times):
-            break
-    return (shown + [last] * (len(times) - len(shown)) if last else []), broken(errors)
+        return stamp * float(self.stream.time_base or 0) if stamp is not None else -np.inf
 
 
 def _stamp(presentation: int | None, decoding: int | None) -> int | None:

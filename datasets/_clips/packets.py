@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from av import AudioFrame, AudioStream, Packet, VideoFrame, VideoStream
+    from av import AudioFrame, AudioStream, Packet, VideoStream
     from av.container import InputContainer
 
 
@@ -20,24 +20,27 @@ def packets(container: InputContainer, stream: AudioStream | VideoStream, errors
         errors.append(type(error).__name__)
 
 
-def decoded_video(container: InputContainer, errors: list[str]) -> Iterator[VideoFrame]:
-    """Yield every frame of the first video stream that can be decoded; `errors` gets the kind of each error."""
-    return _decoded(container, container.streams.video[0], errors)
-
-
 def decoded_audio(container: InputContainer, errors: list[str]) -> Iterator[AudioFrame]:
     """Yield every block of the first sound track that can be decoded; `errors` gets the kind of each error."""
-    return _decoded(container, container.streams.audio[0], errors)
+    stream = container.streams.audio[0]
+    if decodable(stream, errors):
+        yield from decoded(packets(container, stream, errors), errors)
 
 
-def _decoded(container: InputContainer, stream: AudioStream | VideoStream, errors: list[str]) -> Iterator[Any]:
-    import av
-
+def decodable(stream: AudioStream | VideoStream, errors: list[str]) -> bool:
+    """Tell whether a stream can be decoded, with one thread from now on; `errors` gets the reason why not."""
     if not stream.codec_context:  # None, whatever its type says, where FFmpeg does not know the codec
         errors.append("unknown codec")
-        return
+        return False
     stream.codec_context.thread_count = 1
-    for packet in packets(container, stream, errors):
+    return True
+
+
+def decoded(encoded: Iterable[Packet[Any]], errors: list[str]) -> Iterator[Any]:
+    """Yield every frame of the packets of a stream that can be decoded; `errors` gets the kind of each error."""
+    import av
+
+    for packet in encoded:
         try:
             frames = packet.decode()
         except av.FFmpegError as error:

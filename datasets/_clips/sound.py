@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
 from math import gcd
 from pathlib import Path
@@ -89,9 +90,18 @@ def _sound(samples: NDArray[np.float32], found: int, rate: int, faults: list[str
         samples = np.nan_to_num(samples, posinf=0.0, neginf=0.0)
     faults += _audible(samples)
     if found != rate and len(samples):
-        common = gcd(found, rate)
-        samples = resample_poly(samples, rate // common, found // common)
+        up, down = rate // gcd(found, rate), found // gcd(found, rate)
+        samples = resample_poly(samples, up, down, window=_low_pass(max(up, down)))
     return Sound(np.ascontiguousarray(samples, np.float32), rate, tuple(faults))
+
+
+@lru_cache
+def _low_pass(factor: int) -> NDArray[np.float32]:
+    """Return the filter that `resample_poly` would design anew for every recording: that takes longer than its use."""
+    from scipy.signal import firwin
+
+    found: NDArray[np.float32] = firwin(20 * factor + 1, 1 / factor, window=("kaiser", 5.0)).astype(np.float32)
+    return found
 
 
 def _audible(samples: NDArray[np.float32]) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import wave
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -55,17 +55,19 @@ def write_video(
     codec: str = "flv1",
     sound: str | None = "libmp3lame",
     rate: int = TRACK_RATE,
+    draw: Callable[[int, int], NDArray[np.uint8]] = picture,
 ) -> None:
     """Write `frames` frames of a class at 30 fps and, with a `sound` codec, as much of its tone."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(file), "w") as container:
         video = container.add_stream(codec, rate=FRAME_RATE)
         assert isinstance(video, av.VideoStream)
-        video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        video.height, video.width = draw(label, 0).shape[:2]
+        video.pix_fmt = "yuv420p"
         video.bit_rate = 1_000_000
         track = container.add_stream(sound, rate=rate, layout="mono") if sound else None
         for number in range(frames):
-            container.mux(video.encode(av.VideoFrame.from_ndarray(picture(label, number), format="rgb24")))
+            container.mux(video.encode(av.VideoFrame.from_ndarray(draw(label, number), format="rgb24")))
         container.mux(video.encode(None))
         if isinstance(track, av.AudioStream):
             samples = tone(label, frames / FRAME_RATE, rate)
@@ -138,6 +140,11 @@ def write_cremad(folder: Path) -> Lookalike:
         write_wave(recording, tone(4, 0.54, 16_000) if number == 3 else tone(label, seconds, 16_000))
     (folder / "VideoFlash/1001_DFA_DIS_XX.flv").write_bytes(b"FLV\1" + bytes(300))
     write_wave(folder / "AudioWAV/1001_DFA_FEA_XX.wav", np.zeros(8000, np.float32))
+    return listed_cremad(folder, names)
+
+
+def listed_cremad(folder: Path, names: Sequence[str]) -> Lookalike:
+    """Write the lists of clips that are below `folder`, which are at least 25."""
     # The actor of every list's clips is in another list too, as in the published ones.
     lists = {"train": [*names[:6], *names[12:]], "val": names[18:24], "test": names[6:12]}
     for part, members in lists.items():
