@@ -12,7 +12,7 @@ import hashlib
 import importlib
 import importlib.util
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -36,13 +36,17 @@ _SOURCE_SUFFIXES = {".py", ".csv", ".json"}
 
 @dataclass(frozen=True)
 class Entry:
-    """One registered name: where its class is, without having imported it."""
+    """One registered name: where its class is, without having imported it.
+
+    `beside` names the modules of the harness that define entries of its kind: one may build on another.
+    """
 
     name: str
     module: str
     attr: str | None
     kind: str
     origin: str
+    beside: tuple[str, ...] = field(default=(), kw_only=True)
 
     @cached_property
     def path(self) -> Path:
@@ -73,11 +77,12 @@ class Entry:
     def source_files(self) -> list[Path]:
         """Files whose content decides what the entry does: its own, and what it imports of its package's own code.
 
-        An entry of the harness counts alone: the rest of the harness is covered by the protocol version.
+        An entry of the harness counts with those that it builds on: the rest of the harness is covered by the protocol
+        version.
         """
         root = self.path.parents[len(self.module.split(".")) - 1]
         top = self.module.split(".")[0]
-        families = () if top == "benchmark" else _FAMILIES.get(top, (top,))
+        families = self.beside if top == "benchmark" else _FAMILIES.get(top, (top,))
         found: set[Path] = set()
         queue = _sources(self.path)
         while queue:
@@ -130,10 +135,11 @@ def _sources(path: Path) -> list[Path]:
 
 
 def _imported(file: Path, root: Path, families: Collection[str]) -> Iterator[Path]:
-    """Yield the files below `root` that a Python file imports from the packages `families`."""
+    """Yield the files below `root` that a Python file imports from the packages or modules `families`."""
     if file.suffix != ".py":
         return
     package = file.relative_to(root).parent.parts
+    within = [tuple(family.split(".")) for family in families]
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             targets = [tuple(alias.name.split(".")) for alias in node.names]
@@ -144,7 +150,7 @@ def _imported(file: Path, root: Path, families: Collection[str]) -> Iterator[Pat
         else:
             continue
         for target in targets:
-            if target and target[0] in families:
+            if any(target[: len(family)] == family for family in within):
                 module = root.joinpath(*target)
                 candidates = (module.with_suffix(".py"), module / "__init__.py")
                 yield from (candidate for candidate in candidates if candidate.is_file())
@@ -235,13 +241,15 @@ def _modules(folder: str, kind: str) -> Iterator[Entry]:
 
 def _classes(files: Iterable[Path], base: str, kind: str) -> Iterator[Entry]:
     """One entry per class statement that names `base`; the name is the class's in lower case."""
-    for path in files:
-        module = ".".join(path.relative_to(SOURCE_ROOT).with_suffix("").parts)
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if not isinstance(node, ast.ClassDef) or node.name.startswith("_"):
-                continue
-            if any(isinstance(b, ast.Name) and b.id == base for b in node.bases):
-                yield Entry(node.name.lower(), module, node.name, kind, OWN)
+    found = [
+        (".".join(path.relative_to(SOURCE_ROOT).with_suffix("").parts), node.name)
+        for path in files
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+        if any(isinstance(b, ast.Name) and b.id == base for b in node.bases)
+    ]
+    beside = tuple(dict.fromkeys(module for module, _ in found))
+    yield from (Entry(name.lower(), module, name, kind, OWN, beside=beside) for module, name in found)
 
 
 SIGN = "+"

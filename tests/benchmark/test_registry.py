@@ -119,8 +119,19 @@ def test_a_dataset_counts_what_it_imports_of_another_dataset() -> None:
     assert SOURCE_ROOT / "datasets/digits/images.py" in DATASETS.entry("av_digits").source_files()
 
 
-def test_an_own_backbone_counts_with_its_file_alone() -> None:
-    assert BACKBONES.entry("small").source_files() == [SOURCE_ROOT / "benchmark/backbones/small.py"]
+@pytest.mark.parametrize(("name", "file"), [("small", "small.py"), ("resnet18", "resnet.py"), ("vittiny", "vit.py")])
+def test_an_own_backbone_that_builds_on_no_other_counts_with_its_file_alone(name: str, file: str) -> None:
+    assert BACKBONES.entry(name).source_files() == [SOURCE_ROOT / "benchmark/backbones" / file]
+
+
+@pytest.mark.parametrize("name", ["slowfast", "slowfastr50"])
+def test_an_own_backbone_counts_those_that_it_builds_on_and_nothing_else_of_the_harness(name: str) -> None:
+    files = [SOURCE_ROOT / "benchmark/backbones" / file for file in ("resnet.py", "slowfast.py")]
+    assert BACKBONES.entry(name).source_files() == files
+
+
+def test_an_own_fusion_counts_with_its_file_alone() -> None:
+    assert {file.name for name in FUSIONS.names() for file in FUSIONS.entry(name).source_files()} == {"fusion.py"}
 
 
 def test_line_endings_do_not_change_the_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
