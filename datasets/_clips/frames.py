@@ -107,6 +107,31 @@ def numbered_frames(
     It is called with the number of frames in the video, and a number beyond them is the last one's. Faults are treated
     as in `frames_at`; the centre is that of `centre`.
     """
+    return _numbered(file, choose, pixels.blanks(count, side), partial(centre, side=side, pixels=pixels))
+
+
+def whole_frames(file: Path | bytes, count: int, choose: Callable[[int], Sequence[int]]) -> Frames:
+    """Return `count` frames (1, count, height, width) of a video, gray and at its own size, as `numbered_frames` does.
+
+    Blank ones are square.
+    """
+    return _numbered(file, choose, GRAY.blanks(count), _whole)
+
+
+def squashed(images: NDArray[np.uint8], side: int = SIDE) -> NDArray[np.uint8]:
+    """Return gray images (n, height, width) as `segment_frames` would: (n, side, side), their levels as they are."""
+    import av
+
+    frames = (av.VideoFrame.from_ndarray(image, format=GRAY.format) for image in images)
+    return np.concatenate([_squashed(frame, side, GRAY) for frame in frames])
+
+
+def _numbered(
+    file: Path | bytes,
+    choose: Callable[[int], Sequence[int]],
+    blanks: NDArray[np.uint8],
+    fit: Callable[[VideoFrame], NDArray[np.uint8]],
+) -> Frames:
     order: list[int] = []
 
     def middles(extent: _Extent) -> list[float]:
@@ -117,7 +142,7 @@ def numbered_frames(
         ends = [*stamps[1:], np.inf]
         return [(stamps[n] + min(ends[n], stamps[n] + 1)) / 2 for n in numbers[order].tolist()]
 
-    found = _read(file, middles, pixels.blanks(count, side), partial(centre, side=side, pixels=pixels))
+    found = _read(file, middles, blanks, fit)
     images = found.images.copy()
     if order:
         images[:, order] = found.images
@@ -252,6 +277,10 @@ def centre(frame: VideoFrame, side: int, pixels: Pixels) -> NDArray[np.uint8]:
     width, height = round(frame.width * scale), round(frame.height * scale)
     left, top = (width - side) // 2, (height - side) // 2
     return _resized(frame, width, height, pixels)[:, top : top + side, left : left + side]
+
+
+def _whole(frame: VideoFrame) -> NDArray[np.uint8]:
+    return _resized(frame, frame.width, frame.height, GRAY)
 
 
 def _squashed(frame: VideoFrame, side: int, pixels: Pixels) -> NDArray[np.uint8]:

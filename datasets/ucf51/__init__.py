@@ -41,7 +41,8 @@ class UCF51(Dataset):
     """6,845 clips of 51 actions, cut from 25 groups of videos per class.
 
     Clips of one group are near duplicates. The splits `official1` and `paper-size` keep groups apart; `random80` does
-    not and shows what that is worth: its accuracy is no measure of recognising an action.
+    not and shows what that is worth: its accuracy is no measure of recognising an action. The flow is the one that is
+    published; `ucf51_computed_flow` has one that is computed from the videos.
     """
 
     card: ClassVar[DatasetCard] = DatasetCard(
@@ -91,21 +92,17 @@ class UCF51(Dataset):
         names = sorted(labels)
 
         def decoded_videos(done: int) -> Iterator[clips.Decoded]:
-            files = zip(names[done:], read_zip(raw / VIDEOS, [f"{name}.avi" for name in names[done:]]), strict=True)
+            files = self.videos(raw, names[done:])
             return decode_all(clips.decode_video, files, clips.crashed_video, out.jobs)
 
-        def decoded_flows(done: int) -> Iterator[clips.Decoded]:
-            pairs = islice(clips.flow_files(raw / FLOW, names), done, None)
-            return decode_all(clips.decode_flow, pairs, clips.crashed_flow, out.jobs)
-
         videos = _store(out, "video", names, decoded_videos)
-        flows = _store(out, "flow", names, decoded_flows)
+        flows = _store(out, "flow", names, lambda done: self.flows(raw, names, done, out.jobs))
         splits = {
             "official1": lists.group_parts(names, test.keys()),
             "paper-size": lists.group_parts(names, {name for name in names if lists.group(name) in lists.PAPER_GROUPS}),
             "random80": lists.shuffled_parts(names),
         }
-        # Flow is stored in the order of its archive, which is read as a stream.
+        # Flow is stored in the order in which it comes.
         row_of = {clip: row for row, clip in enumerate(flows)}
         out.samples(
             names,
@@ -119,6 +116,15 @@ class UCF51(Dataset):
         missing = {name for name in names if clips.NO_FILE in videos[name].faults}
         for line in problem_report(by_name, faults, missing):
             out.say(line)
+
+    def videos(self, raw: Path, names: Sequence[str]) -> Iterator[clips.VideoFile]:
+        """Yield every clip with its file, in their order."""
+        return zip(names, read_zip(raw / VIDEOS, [f"{name}.avi" for name in names]), strict=True)
+
+    def flows(self, raw: Path, names: Sequence[str], done: int, jobs: int | None) -> Iterator[clips.Decoded]:
+        """Yield the published flow of all clips but the first `done`, in the order of its archive, a stream."""
+        pairs = islice(clips.flow_files(raw / FLOW, names), done, None)
+        return decode_all(clips.decode_flow, pairs, clips.crashed_flow, jobs)
 
     def augment(self, inputs: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """Crop and mirror frames and flow of every sample alike; what moves right then moves left."""
