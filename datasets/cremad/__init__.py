@@ -54,7 +54,8 @@ class CREMAD(Dataset):
         classes=("ANG", "DIS", "FEA", "HAP", "NEU", "SAD"),
         splits={
             "legacy": "the lists of OGM-GE (6,698/744; no official ones exist), which most papers use, with the 744 "
-            "clips of training that Diagnosing & Re-learning validates on; all 91 actors are in every part",
+            "clips of training that Diagnosing & Re-learning validates on; all 91 actors are in every part, and three "
+            "recordings that are there twice, under two labels, are in two",
             "clean": "no actor in two parts: 63/9/19 of the 91 actors in hash order",
         },
         default_split="legacy",

@@ -20,7 +20,10 @@ _EXCERPT = re.compile(r"(.{11})(?:-\d{3}|_\d{6}_\d{6})")
 
 @dataclass(frozen=True)
 class Listed:
-    """A clip of the published lists: its domain, its file's name without suffix, its class and its part."""
+    """A clip of the published lists: its domain, its file's name without suffix, its class and its part.
+
+    `part` is that of the split `official`: "" for one of the training list whose video the test list has clips of.
+    """
 
     domain: str
     name: str
@@ -31,6 +34,11 @@ class Listed:
     def id(self) -> str:
         """Return what it is called in the suite: the same names are given in several domains."""
         return f"{self.domain}/{self.name}"
+
+    @property
+    def legacy(self) -> str:
+        """Return the part in the split `legacy`, which trains on what was cut from the videos of test clips, too."""
+        return self.part or "train"
 
 
 def list_file(part: str, domain: str) -> str:
@@ -57,10 +65,12 @@ def read_list(file: Path, classes: int) -> dict[str, int]:
 def domain_parts(domain: str, train: Mapping[str, int], test: Mapping[str, int]) -> dict[str, str]:
     """Return the part of every clip in a domain's two lists: one that is in both is a test clip.
 
-    Validation is cut from training, class by class, without cutting through the clips of one video.
+    One for training is in no part ("") where test clips are cut from the same video. Validation is cut from the others,
+    class by class, without cutting through the clips of one video.
     """
-    parts = dict.fromkeys(test, "test")
-    rest = sorted(train.keys() - test.keys())
+    tested = {origin(name) for name in test}
+    parts = {**dict.fromkeys(train, ""), **dict.fromkeys(test, "test")}
+    rest = sorted(name for name in train if origin(name) not in tested)
     held = held_out([f"hac:{domain}:{origin(name)}" for name in rest], [train[name] for name in rest], VALIDATION)
     return parts | {name: "val" if out else "train" for name, out in zip(rest, held, strict=True)}
 

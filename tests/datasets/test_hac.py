@@ -64,6 +64,21 @@ def clips() -> list[tuple[str, int, int]]:
     ]
 
 
+def test_a_clip_of_a_test_clips_video_is_in_no_part_of_official_and_trained_on_in_legacy(tmp_path: Path) -> None:
+    lists = {
+        "train": {"-hAno2-MdLY-006": 3, "JYFIV5NV7m4-005": 3, "-hAno2-MdL_-006": 3, "drinking_5": 3, "drinking_7": 3},
+        "test": {"-hAno2-MdLY-001": 3, "JYFIV5NV7m4-001": 3, "drinking_6": 3, "drinking_7": 3},
+    }
+    for part, rows in lists.items():
+        file = tmp_path / f"HAC_{part}_only_animal.csv"
+        file.write_text("".join(f"{name}.mp4,{label}\n" for name, label in rows.items()))
+    listed, _ = read_lists(tmp_path, ("animal",), 7)
+    assert {clip.name for clip in listed if clip.part == ""} == {"-hAno2-MdLY-006", "JYFIV5NV7m4-005"}
+    assert {clip.legacy for clip in listed if not clip.part} == {"train"}
+    assert all(clip.legacy == clip.part for clip in listed if clip.part)
+    assert {clip.name for clip in listed if clip.part == "test"} == set(lists["test"])
+
+
 def test_the_published_lists_have_1387_906_and_1088_rows() -> None:
     sizes = {source.file: source.checksum.size for source in HAC.card.sources if source.checksum}
     assert len(sizes) == 9
@@ -180,7 +195,11 @@ def test_what_is_listed_twice_missing_or_slow_is_said(archive: Archive) -> None:
     assert "flow: median level 128, 128 is no motion" in said
     assert "1 of 26 clips are not at 24 frames per second; 1 at 12.0" in said
     assert f"1 clips are in a training and a test list, and test alone: human/{TWICE}" in said
+    assert "0 clips were cut from test clips' videos, and train in legacy alone: " in said
     (start,) = (number for number, line in enumerate(said) if line.startswith("official train"))
+    assert [line.removeprefix("legacy") for line in said[start + 3 : start + 6]] == [
+        line.removeprefix("official") for line in said[start : start + 3]
+    ]
     assert said[start : start + 3] == [
         "official train: 9 clips expected, 8 found, 0 of them with faults",
         "official val: 8 clips expected, 8 found, 1 of them with faults",
