@@ -44,6 +44,7 @@ def footer(table: Table) -> list[str]:
         *_reading(table),
         *_testing(table),
         *_setting(table),
+        *_data(table),
         *table.notes,
         *_tuning(table),
         *_published(table),
@@ -128,6 +129,16 @@ def _setting(table: Table) -> Iterator[str]:
     yield f"Selection: {_RULES[table.selection]}. Balance factor: at the end of training."
 
 
+def _data(table: Table) -> Iterator[str]:
+    for data in table.data:
+        parts = {
+            part: ", ".join(f"{number:,} {what}" for what, number in data.census.get(part, {"samples": count}).items())
+            for part, count in data.samples.items()
+        }
+        counts = "; ".join(f"{part} {numbers}" for part, numbers in parts.items())
+        yield f"Samples of {data.dataset} ({data.split}): {counts}. Content: {data.digest[:12]}."
+
+
 def _choices(values: Mapping[str, Any]) -> str:
     return ", ".join(
         f"{name} in {{{', '.join(map(str, found))}}}" if isinstance(found, list | tuple) else f"{name}={found}"
@@ -185,6 +196,14 @@ def _warnings(table: Table) -> Iterator[str]:
             f"({', '.join(table.zero_variance)}). This is usually a seeding bug, and such entries cannot be "
             "tested against each other."
         )
+    for name in dict.fromkeys(data.dataset for data in table.data):
+        contents = [f"{data.digest[:12]}: {data.cells}" for data in table.data if data.dataset == name]
+        if len(contents) > 1:
+            yield (
+                f"Warning: {name} was prepared anew between cells, with other content (cells by content: "
+                f"{', '.join(contents)}). What was not trained on the same data cannot be compared: remove the "
+                "results of the other cells and run the grid again."
+            )
     alike: dict[tuple[Column, str, str], list[str]] = {}
     for item in table.missing:
         seeds = ", ".join(str(seed) for seed in item.seeds)

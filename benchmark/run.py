@@ -107,6 +107,15 @@ def _parts(dataset: str, split: str | None, device: str, target: str | None) -> 
     return data.parts if target is None else data.without(target)
 
 
+def described(dataset: str, split: str | None) -> dict[str, Any]:
+    """Return what prepared data hold: the split's name, samples and census by part, and the digest of the content."""
+    from benchmark.preparation import obtain
+
+    meta, name = obtain(dataset).meta, split or DATASETS.load(dataset).card.default_split
+    own = meta.splits[name]
+    return {"split": name, "samples": own.counts, "census": own.census, "digest": meta.content_digest}
+
+
 def run_cell(cell: Cell, work: Path | None = None) -> dict[str, Any]:
     """Train one cell and return its record; `work` keeps the checkpoint of an interrupted run."""
     import torch
@@ -120,6 +129,8 @@ def run_cell(cell: Cell, work: Path | None = None) -> dict[str, Any]:
     torch.use_deterministic_algorithms(True, warn_only=True)
     fabric = cpu_or_cuda(cell.protocol.precision)
     parts = _parts(cell.dataset, cell.protocol.split, str(fabric.device), cell.target)
+    # Before the training: what fails here costs nothing.
+    data = described(cell.dataset, cell.protocol.split)
     key = cell.key()
     checkpoint = work / "checkpoint.ckpt" if work is not None else None
     with PeakMemory(fabric.device) as memory:
@@ -147,7 +158,7 @@ def run_cell(cell: Cell, work: Path | None = None) -> dict[str, Any]:
             "seconds": result.seconds,
             "peak_memory_bytes": memory.peak,
         },
-        "provenance": {**provenance(), "device": device_name(fabric)},
+        "provenance": {**provenance(), "device": device_name(fabric), "data": data},
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -101,6 +101,21 @@ class Origin:
     devices: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Data:
+    """What `cells` finished cells of a dataset were trained on.
+
+    Samples by part of the split, and where it is known how they came to be so many; `digest` is that of the content.
+    """
+
+    dataset: str
+    split: str
+    samples: dict[str, int]
+    census: dict[str, dict[str, int]]
+    digest: str
+    cells: int
+
+
 class Grid:
     """An experiment's cells beside the records that exist for them."""
 
@@ -153,6 +168,23 @@ class Grid:
             },
             devices=_distinct(str(source["device"]) for source in sources if source.get("device")),
         )
+
+    def data(self) -> tuple[Data, ...]:
+        """Return what each dataset was when the experiment's cells were trained on it, as far as they say so.
+
+        One that was prepared anew with other content is there several times, the one with most cells first.
+        """
+        cells = (cell for seeds in self._cells.values() for group in seeds.values() for cell in group)
+        found: dict[str, list[Data]] = {}
+        # Rows of one configuration share their cells.
+        for identity, cell in {canonical(cell.identity()): cell for cell in cells}.items():
+            record = self._records.get(identity, {})
+            with reading(record, "account of its data"):
+                told = record.get("provenance", {}).get("data")
+                if told is not None:
+                    found.setdefault(canonical([cell.dataset, told]), []).append(Data(cell.dataset, **told, cells=0))
+        counted = [replace(same[0], cells=len(same)) for same in found.values()]
+        return tuple(sorted(counted, key=lambda data: (data.dataset, -data.cells, data.digest)))
 
 
 def _distinct(values: Iterable[str]) -> tuple[str, ...]:

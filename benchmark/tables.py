@@ -11,7 +11,7 @@ from benchmark.comparisons import Comparison, Detectable, Rank, Sample, detectab
 from benchmark.metrics import LOWER_IS_BETTER, label
 from benchmark.protocol import Column, Experiment, Row, Selection, canonical, place_name
 from benchmark.published import Published, Verdict
-from benchmark.scores import Grid, Origin, Record
+from benchmark.scores import Data, Grid, Origin, Record
 from benchmark.statistics import summarise, t_interval, zero_variance
 
 TABLE_SCHEMA = 1
@@ -127,6 +127,7 @@ class Table:
     origin: Origin
     tuning: Tuned | None = None
     notes: tuple[str, ...] = ()
+    data: tuple[Data, ...] = ()
 
     def entry(self, row: str, column: Column, measure: str) -> Entry:
         """Return one entry by row label, column group and measure."""
@@ -134,8 +135,8 @@ class Table:
         return next(entry for entry in self.entries if (entry.row, entry.column, entry.measure) == wanted)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data for `json.dumps`."""
-        return asdict(self)
+        """Return plain data for `json.dumps`, without `data` where no cell says what it was trained on."""
+        return {name: value for name, value in asdict(self).items() if name != "data" or value}
 
 
 def _measures(experiment: Experiment, selection: Selection) -> tuple[Measure, ...]:
@@ -320,4 +321,5 @@ def build_table(
         tuning=_tuned(experiment),
         notes=experiment.notes,
         origin=grid.origin(),
+        data=grid.data(),
     )

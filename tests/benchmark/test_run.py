@@ -67,3 +67,16 @@ def test_weights_that_are_not_here_say_how_to_get_them(monkeypatch: pytest.Monke
     run.check_cell(cell(weights="imagenet"))
     with pytest.raises(DataError, match="Run `equipoise fetch resnet18`"):
         run.build_method(cell(weights="imagenet"))
+
+
+def test_a_record_says_what_its_data_were(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EQUIPOISE_DATA", str(tmp_path))
+    for kept in (run._data, run._parts):
+        kept.cache_clear()
+    record = run.run_cell(cell(backbone="small", protocol=Protocol(epochs=1, batch_size=512)))
+    data = record["provenance"]["data"]
+    assert data == run.described("digits", "stratified") == run.described("digits", None)
+    assert data["split"] == "stratified"
+    assert data["samples"] == {part: len(own) for part, own in run._data("digits", None, "cpu").parts.items()}
+    assert data["digest"] == run._data("digits", None, "cpu").digest
+    assert data["census"] == {}

@@ -396,6 +396,52 @@ def test_uncommitted_changes_and_several_commits_are_named() -> None:
     assert "Commit: beef (with uncommitted changes), c0ffee." in render(build_table(experiment(), made), "md")
 
 
+def prepared(digest: str, census: Mapping[str, Mapping[str, int]] | None = None) -> Record:
+    samples = {"train": 1254, "val": 180, "test": 363}
+    return {"split": "stratified", "samples": samples, "census": census or {}, "digest": digest * 16}
+
+
+def test_the_footer_says_how_many_samples_were_listed_found_and_used() -> None:
+    made = records(experiment())
+    counts = {"listed": 14799, "found": 13012, "used": 13009}
+    for found in made:
+        found["provenance"]["data"] = prepared("ab12", {"train": counts, "val": {"listed": 3}, "test": {"listed": 4}})
+    text = render(build_table(experiment(), made), "md")
+    line = "train 14,799 listed, 13,012 found, 13,009 used; val 3 listed; test 4 listed. Content: ab12ab12ab12."
+    assert f"\n- Samples of digits (stratified): {line}\n" in text
+    assert "prepared anew" not in text
+
+
+def test_the_footer_counts_the_samples_where_nothing_else_is_known_and_cells_without_data_say_nothing() -> None:
+    made = records(experiment())
+    assert "Samples of" not in render(build_table(experiment(), made), "md")
+    assert "data" not in json.loads(render(build_table(experiment(), made), "json"))
+    made[0]["provenance"]["data"] = prepared("ab12")
+    table = build_table(experiment(), made)
+    assert "- Samples of digits (stratified): train 1,254 samples; val 180 samples; test 363 s" in render(table, "md")
+    assert json.loads(render(table, "json"))["data"][0]["cells"] == 1
+
+
+def test_cells_that_were_trained_on_other_content_are_a_warning() -> None:
+    twins = experiment(proposed={"rgm": {"": None, "again": None}})
+    made = records(twins, {**VALUES, "rgm (again)": VALUES["rgm"]})
+    for number, found in enumerate(made):
+        found["provenance"]["data"] = prepared("cd34" if number == 3 else "ab12")
+    text = render(build_table(twins, made), "md")
+    assert text.count("- Samples of digits") == 2
+    assert (
+        "- Warning: digits was prepared anew between cells, with other content (cells by content: ab12ab12ab12: 19, "
+        "cd34cd34cd34: 1)." in text
+    )
+
+
+def test_a_record_whose_account_of_its_data_is_unreadable_is_named() -> None:
+    made = records(experiment())
+    made[0]["provenance"]["data"] = {"split": "stratified"}
+    with pytest.raises(DataError, match=r"joint seed 0 has no usable account of its data"):
+        build_table(experiment(), made)
+
+
 def test_latex_escapes_names_and_translates_marks() -> None:
     named = experiment(title="50 % of A & B_1")
     text = render(build_table(named, records(named)), "latex")
