@@ -81,6 +81,7 @@ class CREMAD(Dataset):
 
     def prepare(self, raw: Path, out: PreparedWriter) -> None:
         """Store three frames and a log spectrogram of every clip, whatever is wrong with it, and report that."""
+        from datasets._clips.census import census
         from datasets._clips.pool import decode_all
         from datasets._clips.report import Note, problem_report
         from datasets._clips.sound import log_spectrogram
@@ -108,6 +109,7 @@ class CREMAD(Dataset):
         classes = [self.card.classes.index(clips.emotion(name)) for name in names]
         out.samples(names, classes, splits=splits)
         by_name = {split: dict(zip(names, parts, strict=True)) for split, parts in splits.items()}
+        out.census(census(by_name, faults))
         for line in problem_report(by_name, faults):
             out.say(line)
 

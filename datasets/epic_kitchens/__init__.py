@@ -86,6 +86,7 @@ class EpicKitchens(Dataset):
     def prepare(self, raw: Path, out: PreparedWriter) -> None:
         """Store the middle window of every annotated segment, whatever is wrong with it, and report that."""
         # Imported here: listing the datasets needs none of it.
+        from datasets._clips.census import census
         from datasets._clips.pool import decode_all
         from datasets._clips.report import problem_report
         from datasets._clips.windows import crashed, store
@@ -113,7 +114,10 @@ class EpicKitchens(Dataset):
         )
         missing = {name for name, clip in known.items() if not clip.found}
         by_name = {"official": dict(zip(ids, parts, strict=True))}
-        for line in problem_report(by_name, {name: known[name].faults for name in ids}, missing):
+        faults = {name: known[name].faults for name in ids}
+        # Both splits have the same parts.
+        out.census(dict.fromkeys(card.splits, census(by_name, faults, missing)["official"]))
+        for line in problem_report(by_name, faults, missing):
             out.say(line)
 
     def augment(self, inputs: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:

@@ -80,6 +80,7 @@ class HAC(Dataset):
     def prepare(self, raw: Path, out: PreparedWriter) -> None:
         """Store the middle window of every listed clip, whatever is wrong with it, and report that."""
         # Imported here: listing the datasets needs none of it.
+        from datasets._clips.census import census
         from datasets._clips.pool import decode_all
         from datasets._clips.report import problem_report
         from datasets._clips.windows import crashed, store
@@ -111,7 +112,9 @@ class HAC(Dataset):
         shared = [clip.id for clip in listed if not clip.part]
         out.say(f"{len(shared)} clips were cut from test clips' videos, and train in legacy alone: {', '.join(shared)}")
         missing = {name for name, clip in known.items() if not clip.found}
-        for line in problem_report(splits, {name: known[name].faults for name in ids}, missing):
+        faults = {name: known[name].faults for name in ids}
+        out.census(census(splits, faults, missing))
+        for line in problem_report(splits, faults, missing):
             out.say(line)
 
     def augment(self, inputs: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:

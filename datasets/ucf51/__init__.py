@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from benchmark.dataset import Checksum, Dataset, DatasetCard, Source
 from datasets._clips.archives import read_zip
+from datasets._clips.census import census
 from datasets._clips.frames import STILL
 from datasets._clips.pool import decode_all
 from datasets._clips.report import flow_report, problem_report
@@ -114,6 +115,7 @@ class UCF51(Dataset):
         by_name = {split: dict(zip(names, parts, strict=True)) for split, parts in splits.items()}
         faults = {name: clips.all_faults(videos[name], flows[name]) for name in names}
         missing = {name for name in names if clips.NO_FILE in videos[name].faults}
+        out.census(census(by_name, faults, missing))
         for line in problem_report(by_name, faults, missing):
             out.say(line)
 

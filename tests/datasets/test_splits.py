@@ -111,6 +111,16 @@ def test_no_part_of_a_look_alike_has_what_another_has(lookalike: Prepared) -> No
     refuse_overlaps(lookalike)
 
 
+def test_the_census_of_a_look_alike_counts_what_was_expected_and_found(lookalike: Prepared) -> None:
+    for split in lookalike.meta.splits.values():
+        assert set(split.census) == set(PARTS)
+        for part, found in split.census.items():
+            expected, there = list(found.values())[:2]
+            assert expected >= there > 0
+            assert found.get("used", expected) == split.counts[part]
+            assert found.get("with faults", 0) <= there
+
+
 @pytest.mark.parametrize("name", ["digits", "digits_dg"])
 def test_no_part_of_the_bundled_images_has_what_another_has(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
