@@ -8,7 +8,8 @@ import zlib
 from pathlib import Path
 
 from benchmark.dataset import Checksum, Manifest, leaves_folder
-from benchmark.download import UnavailableError, naming, part_of, size_of
+from benchmark.download import naming, part_of, size_of
+from benchmark.hosts import UnavailableError
 
 
 def unpack(archive: Path, manifest: Manifest, destination: Path) -> tuple[dict[str, str], int]:

@@ -93,13 +93,25 @@ def _experiments() -> Iterator[dict[str, str]]:
 
 @cli.command()
 @click.argument("name")
-def fetch(name: str) -> None:
+@click.option("--dry-run", is_flag=True, help="Only say what is there, what would be downloaded, and what is free.")
+def fetch(name: str, dry_run: bool) -> None:
     """Download and verify a dataset's files or a backbone's weights (EQUIPOISE_MIRROR: a folder to look at first)."""
-    from benchmark.fetch import console_progress
-    from benchmark.fetchable import fetch_named
+    from benchmark.fetch_outcome import IncompleteError
+    from benchmark.fetch_progress import console_progress
+    from benchmark.fetchable import fetch_named, survey_named
 
-    with console_progress() as progress:
-        found = fetch_named(name, progress=progress)
+    if dry_run:
+        survey = survey_named(name)
+        for line in survey.lines(name) if survey else [f"{name} needs no download."]:
+            click.echo(line)
+        return
+    try:
+        with console_progress() as progress:
+            found = fetch_named(name, progress=progress)
+    except IncompleteError as error:
+        for verification in error.found:
+            click.echo(str(verification))
+        raise
     for verification in found:
         click.echo(str(verification))
     if not found:

@@ -105,10 +105,12 @@ class Manifest:
     """Checksums of single files: a CSV with the columns `path`, `sha256` and `size`, or `path` and `md5`.
 
     `urls` are patterns with `{path}` under which a file can be had when the archive lacks it, or when there is none.
+    `lfs` are Git repositories (`https://….git`) that hold the files as Git LFS objects, asked before the URLs.
     """
 
     file: Path
     urls: tuple[str, ...] = ()
+    lfs: tuple[str, ...] = ()
 
     @cached_property
     def files(self) -> dict[str, Checksum]:

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
 
-from benchmark.backbones.weights import weights_folder
-from benchmark.dataset import Verification
+from benchmark.dataset import Source, Verification
 from benchmark.download import Progress
 from benchmark.errors import unknown_name
-from benchmark.fetch import fetch, fetch_sources
+from benchmark.fetch import fetch_sources, survey_sources
+from benchmark.fetch_plan import Survey
 from benchmark.paths import raw_home
 from benchmark.registry import BACKBONES, DATASETS
+
+
+class _Fetchable(NamedTuple):
+    """Sources, the name that they have in a mirror, and the folder that they are brought into."""
+
+    name: str
+    sources: tuple[Source, ...]
+    destination: Path
 
 
 def fetch_named(name: str, *, progress: Progress = lambda *_: None) -> list[Verification]:
@@ -18,11 +28,24 @@ def fetch_named(name: str, *, progress: Progress = lambda *_: None) -> list[Veri
 
     Raises UsageError for an unknown name, DataError when a file cannot be had or verified.
     """
+    return fetch_sources(*_fetchable(name), progress=progress)
+
+
+def survey_named(name: str) -> Survey | None:
+    """Return what `fetch_named` would find and bring, None where there is nothing to fetch."""
+    found = _fetchable(name)
+    return survey_sources(*found) if found.sources else None
+
+
+def _fetchable(name: str) -> _Fetchable:
     if name in DATASETS.names():
-        dataset = DATASETS.load(name)
-        return fetch(dataset, raw_home(dataset.card.raw_name), progress=progress)
+        card = DATASETS.load(name).card
+        return _Fetchable(card.raw_name, card.sources, raw_home(card.raw_name))
     if name in BACKBONES.names():
+        # Imported here: the files of a dataset come without torch.
+        from benchmark.backbones.weights import weights_folder
+
         # Names may share a file: each is fetched once.
         sources = tuple(dict.fromkeys(chain.from_iterable(BACKBONES.load(name).weights.values())))
-        return fetch_sources(name, sources, weights_folder(name), progress=progress)
+        return _Fetchable(name, sources, weights_folder(name))
     raise unknown_name("dataset or backbone", name, [*DATASETS.names(), *BACKBONES.names()])
