@@ -50,6 +50,7 @@ class Fetcher:
         """Bring all that can be had; raises OSError when nothing can be written any more."""
         outcomes = [Outcome(plan.source, plan.check) for plan in plans]
         jobs: list[_Job] = []
+        singles: list[_Job] = []
         archives: list[tuple[Outcome, Manifest]] = []
         for plan, outcome in zip(plans, outcomes, strict=True):
             self._announce(plan)
@@ -62,8 +63,9 @@ class Fetcher:
                 jobs.append(_Job(whole, partial(self._archive, outcome, manifest)))
                 archives.append((outcome, manifest))
             else:
-                jobs += self._singles(outcome, manifest, {file.path: file.size for file in plan.files})
-        self._run(jobs)
+                singles += self._singles(outcome, manifest, {file.path: file.size for file in plan.files})
+        # Lists and the like first: nothing can be done with thousands of clips without them.
+        self._run([*jobs, *singles])
         # What no archive held.
         self._run(job for outcome, manifest in archives for job in self._singles(outcome, manifest, {}))
         for outcome in outcomes:
