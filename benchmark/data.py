@@ -1,9 +1,13 @@
-"""Batches: prepared arrays resident on the device, decoded, normalised and augmented per batch."""
+"""Batches: arrays on the device, or read ahead from their files, decoded, normalised and augmented per batch."""
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field, replace
+from itertools import repeat
 from typing import Any, Self
 
 import torch
@@ -15,6 +19,9 @@ from benchmark.errors import DataError, unknown_name
 from benchmark.preparation import fit_normalisation, obtain
 from benchmark.prepared import Normalisation, Prepared, Rows
 from benchmark.registry import DATASETS
+from benchmark.streaming import Stored, free_bytes, read_ahead, too_large
+
+log = logging.getLogger(__name__)
 
 Augment = Callable[[dict[str, Tensor], Generator], dict[str, Tensor]]
 
@@ -59,9 +66,10 @@ class Scaling:
 class Part:
     """One part of a named split on the device.
 
-    `inputs` holds per modality an array (rows, *shape) in its compact dtype, which parts share; `rows` (n,)
-    says which of its rows belongs to each sample. Modalities that `scaling` names are decoded to float32 and
-    normalised per batch; the others are passed on as they are.
+    `inputs` holds per modality an array (rows, *shape) in its compact dtype, which parts share and nobody writes to;
+    `rows` (n,) says which of its rows belongs to each sample. Arrays that do not fit are in `stored` instead: batches
+    are read from their files, some ahead, and are the same bit for bit. Modalities that `scaling` names are decoded to
+    float32 and normalised per batch; the others are passed on as they are.
     """
 
     inputs: Mapping[str, Tensor]
@@ -70,6 +78,7 @@ class Part:
     domains: Tensor | None
     scaling: Mapping[str, Scaling]
     augmentation: Augment | None = None
+    stored: Mapping[str, Stored] = field(default_factory=dict)
 
     @classmethod
     def from_tensors(cls, inputs: Mapping[str, Tensor], labels: Tensor, domains: Tensor | None = None) -> Part:
@@ -86,13 +95,14 @@ class Part:
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of one sample per modality."""
-        return {name: tuple(values.shape[1:]) for name, values in self.inputs.items()}
+        arrays: dict[str, Tensor | Stored] = {**self.inputs, **self.stored}
+        return {name: tuple(arrays[name].shape[1:]) for name in self.rows}
 
     def __len__(self) -> int:
         return self.labels.shape[0]
 
     def to(self, device: torch.device) -> Part:
-        """Return the part with everything on another device."""
+        """Return the part with everything on another device but what stays in files."""
         return replace(
             self,
             inputs={name: values.to(device) for name, values in self.inputs.items()},
@@ -112,6 +122,7 @@ class Part:
             None if self.domains is None else self.domains[indices],
             self.scaling,
             self.augmentation,
+            self.stored,
         )
 
     def joined(self, others: Iterable[Self]) -> Self:
@@ -154,14 +165,25 @@ class Part:
         rows = {name: rows[index].split(batch_size) for name, rows in self.rows.items()}
         labels = self.labels[index].split(batch_size)
         domains = None if self.domains is None else self.domains[index].split(batch_size)
-        for number, chunk in enumerate(index.split(batch_size) if len(index) else ()):
-            inputs = {name: self._decode(name, chosen[number]) for name, chosen in rows.items()}
-            if augment is not None and self.augmentation is not None:
-                inputs = self.augmentation(inputs, augment)
-            yield Batch(inputs, labels[number], chunk, None if domains is None else domains[number])
+        chunks = index.split(batch_size) if len(index) else ()
+        with self._streams(index, batch_size) as streams:
+            for number, (chunk, read) in enumerate(zip(chunks, streams, strict=False)):
+                inputs = {}
+                for name, chosen in rows.items():
+                    values = read[name] if name in read else self.inputs[name].index_select(0, chosen[number])
+                    inputs[name] = self._decode(name, values)
+                if augment is not None and self.augmentation is not None:
+                    inputs = self.augmentation(inputs, augment)
+                yield Batch(inputs, labels[number], chunk, None if domains is None else domains[number])
 
-    def _decode(self, name: str, rows: Tensor) -> Tensor:
-        values = self.inputs[name].index_select(0, rows)
+    def _streams(self, index: Tensor, batch_size: int) -> AbstractContextManager[Iterator[dict[str, Tensor]]]:
+        """Open the batches of what is stored in files, as they are there: nothing for every batch where all is here."""
+        if not self.stored:
+            return nullcontext(repeat({}))
+        rows = {name: self.rows[name][index].cpu().split(batch_size) for name in self.stored}
+        return closing(read_ahead(self.stored, rows, index.device))
+
+    def _decode(self, name: str, values: Tensor) -> Tensor:
         scaling = self.scaling.get(name)
         # One operation casts and normalises: half the time of a step-by-step decoding of small samples.
         return values if scaling is None else torch.add(scaling.shift, values, alpha=scaling.scale)
@@ -226,7 +248,9 @@ class TaskData:
     def _fitted(self, modality: str, part: Part) -> Scaling:
         """Fit a modality's normalisation on one part."""
         rows = part.rows[modality].unique().cpu().numpy()
-        fitted = fit_normalisation(_OnDevice(part.inputs[modality]), rows, zero=self.zeros.get(modality))
+        stored = part.stored.get(modality)
+        array = _OnDevice(part.inputs[modality]) if stored is None else stored.mapped
+        fitted = fit_normalisation(array, rows, zero=self.zeros.get(modality))
         return Scaling.of(fitted, part.labels.device)
 
 
@@ -244,8 +268,24 @@ def load(dataset: str, split: str | None = None, device: torch.device | str = "c
 
 
 def place(prepared: Prepared, split: str, device: torch.device | str, augmentation: Augment | None = None) -> TaskData:
-    """Put an opened dataset's arrays on a device, with the parts of one split as views of them."""
-    meta, index = prepared.meta, prepared.index
+    """Put an opened dataset's arrays on a device, with the parts of one split as views of them.
+
+    What does not fit there (see `too_large`) is left in its file, and said. The CPU reads all from mapped files.
+    """
+    meta, index, device = prepared.meta, prepared.index, torch.device(device)
+    arrays = {name: prepared.array(name) for name in index.rows}
+    free = free_bytes(device)
+    streamed = too_large({name: array.nbytes for name, array in arrays.items()}, free)
+    stored = {name: Stored(arrays.pop(name)) for name in streamed}
+    for name, array in stored.items():
+        log.warning(
+            "%s: %s (%.1f GB) is read from its file while training: %.1f GB are free on %s.",
+            meta.dataset,
+            name,
+            array.mapped.nbytes / 1e9,
+            free / 1e9,
+            device,
+        )
 
     def part(name: str) -> Part:
         samples = (index.parts[split] == name).nonzero()[0]
@@ -256,9 +296,12 @@ def place(prepared: Prepared, split: str, device: torch.device | str, augmentati
             None if index.domains is None else torch.from_numpy(index.domains[samples]).to(device),
             scaling,
             augmentation,
+            stored,
         )
 
-    inputs = {name: torch.from_numpy(prepared.array(name)).to(device) for name in index.rows}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        inputs = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
     scaling = {name: Scaling.of(fitted, device) for name, fitted in meta.splits[split].normalisation.items()}
     return TaskData(
         parts={name: part(name) for name in PARTS},

@@ -170,9 +170,10 @@ class Prepared:
     meta: Meta
     index: Index
 
-    def array(self, modality: str) -> NDArray[Any]:
-        """Return the array (rows, *shape), mapped copy-on-write: shared by processes, never written back."""
-        array: NDArray[Any] = np.load(self.folder / self.meta.modalities[modality].file, mmap_mode="c")
+    def array(self, modality: str) -> np.memmap[Any, Any]:
+        """Return the array (rows, *shape), mapped for reading: shared by processes, never in memory as a whole."""
+        # Not copy-on-write: for that the system sets memory aside, and refuses what is larger than the machine's.
+        array: np.memmap[Any, Any] = np.load(self.folder / self.meta.modalities[modality].file, mmap_mode="r")
         return array
 
 

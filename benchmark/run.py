@@ -158,7 +158,12 @@ def run_cell(cell: Cell, work: Path | None = None) -> dict[str, Any]:
             "seconds": result.seconds,
             "peak_memory_bytes": memory.peak,
         },
-        "provenance": {**provenance(), "device": device_name(fabric), "data": data},
+        "provenance": {
+            **provenance(),
+            "device": device_name(fabric),
+            "data": data,
+            "streamed": list(parts["train"].stored),
+        },
     }
 
 

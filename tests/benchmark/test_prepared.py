@@ -135,9 +135,10 @@ def test_normalisation_about_a_fixed_zero_keeps_it_and_takes_the_deviation_from_
     assert (fitted.mean, fitted.std) == (128, 3)
 
 
-def test_changing_a_mapped_array_never_reaches_the_file(tmp_path: Path) -> None:
+def test_a_mapped_array_cannot_be_changed(tmp_path: Path) -> None:
     prepared = write(tmp_path)
-    prepared.array("sound")[:] = 0
+    with pytest.raises(ValueError, match="read-only"):
+        prepared.array("sound")[:] = 0
     assert np.array_equal(prepared.array("sound"), Toy.sound)
 
 
