@@ -381,8 +381,13 @@ def check(names: tuple[str, ...], every: bool) -> int:
 
 
 @cli.command()
-def bench() -> int:
+@click.option("--input", "dataset", metavar="DATASET", help="Measure the input of a prepared dataset instead.")
+def bench(dataset: str | None) -> int:
     """Measure the cost per step of every method against joint training and bare PyTorch."""
+    if dataset is not None:
+        from benchmark.bench_input import run as run_input
+
+        return run_input(dataset)
     from benchmark.bench import run as run_bench
 
     return run_bench()

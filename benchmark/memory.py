@@ -1,8 +1,9 @@
-"""Peak memory of one run inside a process that runs many."""
+"""Memory of a process that runs many cells: the peak of one, and what the C library keeps."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import resource
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ from types import TracebackType
 import torch
 
 _KIBIBYTE = 1024
+# Parameters of `mallopt`: how many blocks are mapped apart, and how much free memory is kept (-1: all).
+_MOST_MAPPED, _TRIM_THRESHOLD = -4, -1
 
 
 class PeakMemory:
@@ -42,3 +45,15 @@ def _resident_peak() -> int:
                 return int(line.split()[1]) * _KIBIBYTE
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return usage if sys.platform == "darwin" else usage * _KIBIBYTE
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep what tensors on the CPU give back for those that follow, where it is GNU's.
+
+    It would return every large block to the system, and the next one would be paid for page by page: on a virtual
+    machine this costs more than to decode and crop a batch.
+    """
+    tune = getattr(ctypes.CDLL(None), "mallopt", None)
+    if tune is not None:
+        tune(_MOST_MAPPED, 0)
+        tune(_TRIM_THRESHOLD, -1)

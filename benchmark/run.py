@@ -120,13 +120,14 @@ def run_cell(cell: Cell, work: Path | None = None) -> dict[str, Any]:
     """Train one cell and return its record; `work` keeps the checkpoint of an interrupted run."""
     import torch
 
-    from benchmark.memory import PeakMemory
+    from benchmark.memory import PeakMemory, keep_freed_memory
     from benchmark.training import cpu_or_cuda, fit
 
     method = build_method(cell)
     # Deterministic kernels, and for cuBLAS the workspace they need; an operation that has none warns and goes on.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
+    keep_freed_memory()
     fabric = cpu_or_cuda(cell.protocol.precision)
     parts = _parts(cell.dataset, cell.protocol.split, str(fabric.device), cell.target)
     # Before the training: what fails here costs nothing.

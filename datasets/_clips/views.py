@@ -26,15 +26,10 @@ class Views:
 
     def apply(self, frames: Tensor) -> Tensor:
         """Return every sample's crop of its frames (B, C, T, S, S) at full size, bilinear."""
-        side = frames.shape[-1]
-        rows = _positions(self.top, self.height, side)
-        columns = _positions(self.left, self.width, side)
-        columns = torch.where(self.mirrored[:, None], columns.flip(1), columns)
-        # From pixels to what `grid_sample` counts in: -1 .. 1 from edge to edge.
-        y, x = (((2 * positions + 1) / side - 1).to(frames) for positions in (rows, columns))
-        grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=-1)
         flat = frames.flatten(1, 2)
-        return functional.grid_sample(flat, grid, padding_mode="border", align_corners=False).view_as(frames)
+        # On the CPU one sample at a time, in the cache, takes half as long; elsewhere one operation does a batch.
+        found = self._one_by_one(flat) if frames.device.type == "cpu" else self._at_once(flat)
+        return found.view_as(frames)
 
     def apply_flow(self, flow: Tensor) -> Tensor:
         """Return every sample's crop of its flow (B, 2, T, S, S), horizontal first; what moves right then moves left.
@@ -43,8 +38,34 @@ class Views:
         crop does not change how fast anything moves.
         """
         cropped = self.apply(flow)
-        cropped[:, 0] *= (1 - 2 * self.mirrored.to(flow)).view(-1, 1, 1, 1)
+        cropped[:, 0] *= _sent(1 - 2 * self.mirrored.to(flow.dtype), flow.device).view(-1, 1, 1, 1)
         return cropped
+
+    def _one_by_one(self, planes: Tensor) -> Tensor:
+        side = planes.shape[-1]
+        rows = _positions(self.top, self.height, side) - self.top[:, None]
+        upper = rows.long()
+        lower = torch.minimum(upper + 1, self.height[:, None] - 1)
+        weight = (rows - upper).to(planes.dtype)[..., None]
+        found = torch.empty_like(planes)
+        boxes = (values.tolist() for values in (self.top, self.left, self.height, self.width, self.mirrored))
+        for n, (top, left, height, width, mirrored) in enumerate(zip(*boxes, strict=True)):
+            crop = planes[n, :, top : top + height, left : left + width]
+            crop = crop.flip(-1) if mirrored else crop
+            wide = functional.interpolate(crop, side, mode="linear", align_corners=False)
+            torch.lerp(wide.index_select(1, upper[n]), wide.index_select(1, lower[n]), weight[n], out=found[n])
+        return found
+
+    def _at_once(self, planes: Tensor) -> Tensor:
+        side = planes.shape[-1]
+        rows = _positions(self.top, self.height, side)
+        columns = _positions(self.left, self.width, side)
+        columns = torch.where(self.mirrored[:, None], columns.flip(1), columns)
+        # From pixels to what `grid_sample` counts in: -1 .. 1 from edge to edge.
+        places = ((2 * torch.stack([columns, rows]) + 1) / side - 1).to(planes.dtype)
+        x, y = _sent(places, planes.device)
+        grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=-1)
+        return functional.grid_sample(planes, grid, padding_mode="border", align_corners=False)
 
 
 def draw_views(count: int, side: int, generator: Generator) -> Views:
@@ -71,3 +92,8 @@ def _positions(start: Tensor, length: Tensor, side: int) -> Tensor:
     centres = (torch.arange(side, dtype=torch.float64) + 0.5) / side
     positions = start[:, None] + centres * length[:, None] - 0.5
     return torch.minimum(positions.clamp_min(start[:, None]), (start + length - 1)[:, None].double())
+
+
+def _sent(values: Tensor, device: torch.device) -> Tensor:
+    """Return values on a device, without waiting until that has computed all it was given."""
+    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)

@@ -5,11 +5,14 @@ import re
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy.stats import binomtest, ks_2samp
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.functional import resized_crop
 
@@ -22,6 +25,7 @@ from tests.datasets.lookalikes import COLOURS, FRAME_RATE, HEIGHT, WIDTH, pictur
 from tests.datasets.workers import crashed, decode_or_crash
 
 SIDE = 56
+Numbers = NDArray[np.float64]
 
 
 def left_edges(frames: Frames) -> list[float]:
@@ -287,6 +291,55 @@ def test_views_are_drawn_as_torchvision_draws_its_crops() -> None:
     assert areas.mean() / 224**2 == pytest.approx(float(other.mean()) / 224**2, abs=0.015)
     assert areas.min() > 0.07 * 224**2
     assert ours.mirrored.double().mean() == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize("side", [48, 224])
+def test_area_aspect_and_place_of_views_are_distributed_as_torchvisions(side: int) -> None:
+    torch.manual_seed(0)
+    ours = draw_views(3000, side, torch.Generator().manual_seed(1))
+    blank = torch.empty(3, side, side)
+    theirs = np.array([RandomResizedCrop.get_params(blank, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(3000)])
+
+    def facts(top: Numbers, left: Numbers, height: Numbers, width: Numbers) -> dict[str, Numbers]:
+        room = np.maximum(side - height, 1), np.maximum(side - width, 1)
+        centre = (left + width / 2) / side
+        return {"area": height * width, "aspect": width / height, "y": top / room[0], "x": left / room[1], "c": centre}
+
+    own = facts(*(values.double().numpy() for values in (ours.top, ours.left, ours.height, ours.width)))
+    other = facts(*theirs.T.astype(float))
+    assert {name: ks_2samp(own[name], other[name]).pvalue > 0.01 for name in own} == dict.fromkeys(own, True)
+    # Mirrored or not, a view is like any other.
+    assert binomtest(int(ours.mirrored.sum()), 3000).pvalue > 0.01
+    mirrored = ours.mirrored.numpy()
+    assert ks_2samp(own["area"][mirrored], own["area"][~mirrored]).pvalue > 0.01
+
+
+def test_views_are_drawn_on_the_cpu_and_cost_a_device_as_many_operations_for_any_number_of_samples() -> None:
+    made: list[Any] = []
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            made.append(function)
+            return function(*args, **(kwargs or {}))
+
+    def operations(samples: int) -> int:
+        frames = torch.empty(samples, 3, 2, 48, 48, device="meta")
+        made.clear()
+        with Count():  # type: ignore[no-untyped-call]
+            views = draw_views(samples, 48, torch.Generator().manual_seed(0))
+            assert views.top.device.type == "cpu"
+            assert views.apply(frames).shape == frames.shape
+            assert views.apply_flow(frames[:, :2]).shape == (samples, 2, 2, 48, 48)
+        return len(made)
+
+    assert operations(64) == operations(2)
+
+
+def test_a_batch_cropped_at_once_as_on_a_gpu_is_the_one_cropped_sample_by_sample() -> None:
+    frames = torch.rand(16, 3, 2, 48, 48)
+    views = draw_views(16, 48, torch.Generator().manual_seed(3))
+    at_once = views._at_once(frames.flatten(1, 2)).view_as(frames)
+    torch.testing.assert_close(views.apply(frames), at_once, atol=1e-4, rtol=0)
 
 
 def test_a_view_lies_inside_the_frame_at_any_size() -> None:
