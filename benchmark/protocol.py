@@ -193,13 +193,14 @@ class Cell(Frozen):
         """
         return self.model_dump(mode="json", exclude_defaults=True)
 
-    def key(self) -> str:
-        """Return the sha256 of configuration, sources and protocol version.
+    def key(self, sources: Mapping[str, str] | None = None) -> str:
+        """Return the sha256 of configuration, sources and protocol version; `sources` when they have been read.
 
         Option defaults are part of the method's source, so they need not be spelled out (and torch need not be
         imported).
         """
-        return digest({"cell": self.identity(), "sources": self.sources(), "protocol_version": PROTOCOL_VERSION})
+        sources = self.sources() if sources is None else sources
+        return digest({"cell": self.identity(), "sources": sources, "protocol_version": PROTOCOL_VERSION})
 
     def sources(self) -> dict[str, str]:
         """Return the source digests (sha256) of method, dataset, backbone and fusion."""

@@ -107,13 +107,17 @@ class Store:
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or results_home()
         self._keys: dict[str, str] = {}
+        self._sources: dict[tuple[str, ...], dict[str, str]] = {}
         self._identities: dict[Path, Counter[str]] = {}
 
     def key(self, cell: Cell) -> str:
         """Return the cell's key."""
         identity = cell.model_dump_json()
         if identity not in self._keys:
-            self._keys[identity] = cell.key()
+            places = (cell.method, cell.dataset, cell.backbone, cell.fusion)
+            if places not in self._sources:
+                self._sources[places] = cell.sources()
+            self._keys[identity] = cell.key(self._sources[places])
         return self._keys[identity]
 
     def folder(self, cell: Cell) -> Path:

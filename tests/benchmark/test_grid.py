@@ -236,7 +236,7 @@ def test_a_cell_whose_sources_changed_while_it_trained_is_not_stored(
     key = cell().key()
 
     def train_during_an_edit(item: Cell, work: Path) -> dict[str, object]:
-        monkeypatch.setattr(Cell, "key", lambda _self: "f" * 64)
+        monkeypatch.setattr(Cell, "key", lambda _self, _sources=None: "f" * 64)
         return fake_cells.run_cell(item, work)
 
     with pytest.raises(CellError, match="changed after the grid had started"):

@@ -81,6 +81,21 @@ def test_a_result_that_is_set_aside_is_kept(store: Store) -> None:
     assert kept.exists()
 
 
+def test_sources_are_read_once_however_many_cells_share_them(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = [cell(seed).key() for seed in range(20)]
+    read: list[str] = []
+
+    def noted(self: Cell) -> dict[str, str]:
+        read.append(self.method)
+        return sources(self)
+
+    sources = Cell.sources
+    monkeypatch.setattr(Cell, "sources", noted)
+    assert [store.key(cell(seed)) for seed in range(20)] == expected
+    assert store.key(cell(0, "remixing")) != expected[0]
+    assert read == ["joint", "remixing"]
+
+
 def test_a_newer_schema_is_refused_with_what_was_found_and_what_to_do(store: Store) -> None:
     path = store.write(cell(), record(cell()))
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema": RESULT_SCHEMA + 1}))
@@ -130,7 +145,7 @@ def test_a_failed_cell_that_is_tried_again_is_running(store: Store) -> None:
 
 def test_a_result_of_other_sources_is_stale(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     store.write(cell(), record(cell()))
-    monkeypatch.setattr(Cell, "key", lambda _self: "f" * 64)
+    monkeypatch.setattr(Cell, "key", lambda _self, _sources=None: "f" * 64)
     edited = Store(store.root)
     assert edited.status(cell()).state is State.STALE
     assert edited.status(cell(seed=1)).state is State.MISSING
