@@ -198,7 +198,9 @@ def _missing(store: Store, wanted: dict[str, Cell]) -> dict[str, Cell]:
         try:
             finished = store.read(cell) is not None
         except CorruptResultError as error:
-            click.echo(f"{error} Set aside as {store.set_aside(cell)}.", err=True)
+            kept = store.set_aside(cell)
+            if kept is not None:
+                click.echo(f"{error} Set aside as {kept}.", err=True)
             finished = False
         if finished and store.work(cell).exists():
             store.clear(cell)

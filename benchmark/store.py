@@ -8,24 +8,29 @@ long as it is being written.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from pydantic_core import from_json
 
+from benchmark import leases
 from benchmark.errors import CellError, DataError, EquipoiseError, SchemaError, disk_full
 from benchmark.paths import results_home
 from benchmark.protocol import Cell, canonical
 from benchmark.version import RESULT_SCHEMA
+
+SET_ASIDE = "set_aside"
+RESULT_IN_WRITING = "result.json"
 
 PROBE_SECONDS = 1.0
 """How long taking a lease waits: longer than `status` holds it to see whether it is free."""
@@ -75,7 +80,8 @@ def storing(target: Path) -> Iterator[None]:
 def write_atomically(target: Path, content: str | bytes, partial: Path | None = None) -> None:
     """Write a file (text as UTF-8) that is whole or absent, whatever happens.
 
-    `partial` is its name while it is written, on the same disk. Raises StorageError.
+    `partial` is its name while it is written, on the same disk; it is locked, so that `equipoise clean` can tell it
+    from what a dead process has left. Raises StorageError.
     """
     partial = partial or target.with_name(f".{target.name}.{os.getpid()}.partial")
     with storing(target):
@@ -83,6 +89,8 @@ def write_atomically(target: Path, content: str | bytes, partial: Path | None = 
         partial.parent.mkdir(parents=True, exist_ok=True)
         try:
             with partial.open("wb") as stream:
+                with suppress(OSError):  # a disk without locks: then nothing is removed from it either
+                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 stream.write(content.encode() if isinstance(content, str) else content)
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -96,6 +104,30 @@ def write_atomically(target: Path, content: str | bytes, partial: Path | None = 
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def read_record(path: Path, key: str) -> dict[str, Any] | None:
+    """Return the record of a key that a file holds, None without the file.
+
+    Raises SchemaError for a record of a newer version and CorruptResultError for a file that is not the key's record.
+    """
+    try:
+        record = from_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except IsADirectoryError:
+        raise CorruptResultError(_corrupt(path, "is a folder")) from None
+    except ValueError as error:
+        raise CorruptResultError(_corrupt(path, f"is truncated or corrupt ({error})")) from None
+    schema = record.get("schema") if isinstance(record, dict) else None
+    if not isinstance(schema, int):
+        raise CorruptResultError(_corrupt(path, "is no record: it has no schema number"))
+    if schema > RESULT_SCHEMA:
+        raise SchemaError(f"{path} has schema {schema}; this version reads up to {RESULT_SCHEMA}. Upgrade equipoise.")
+    if record.get("key") != key:
+        raise CorruptResultError(_corrupt(path, f"holds the record of key {record.get('key')!r}"))
+    found: dict[str, Any] = record
+    return found
 
 
 class Store:
@@ -138,24 +170,7 @@ class Store:
         Raises SchemaError for a record of a newer version and CorruptResultError for a file that is not the
         cell's record.
         """
-        path = self.path(cell)
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except ValueError as error:
-            raise CorruptResultError(_corrupt(path, f"is truncated or corrupt ({error})")) from None
-        schema = record.get("schema") if isinstance(record, dict) else None
-        if not isinstance(schema, int):
-            raise CorruptResultError(_corrupt(path, "is no record: it has no schema number"))
-        if schema > RESULT_SCHEMA:
-            raise SchemaError(
-                f"{path} has schema {schema}; this version reads up to {RESULT_SCHEMA}. Upgrade equipoise."
-            )
-        if record.get("key") != self.key(cell):
-            raise CorruptResultError(_corrupt(path, f"holds the record of key {record.get('key')!r}"))
-        found: dict[str, Any] = record
-        return found
+        return read_record(self.path(cell), self.key(cell))
 
     def write(self, cell: Cell, record: Mapping[str, Any]) -> Path:
         """Store the record and remove the cell's unfinished business; the caller holds the lease."""
@@ -166,7 +181,7 @@ class Store:
         except ValueError:
             raise CellError(f"{cell.describe()}: the record holds a number that is not finite.") from None
         # Not written beside the result: a killed process would leave a file in an output of DVC.
-        write_atomically(path, text + "\n", self.work(cell) / "result.json")
+        write_atomically(path, text + "\n", self.work(cell) / RESULT_IN_WRITING)
         self.clear(cell)
         return path
 
@@ -174,13 +189,25 @@ class Store:
         """Remove the unfinished business of a finished cell."""
         shutil.rmtree(self.work(cell), ignore_errors=True)
 
-    def set_aside(self, cell: Cell) -> Path:
-        """Move the file in the place of the cell's result out of the way and return where it is kept."""
-        kept = self.root / "work" / "set_aside" / self.path(cell).name
-        with storing(kept):
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            self.path(cell).replace(kept)
+    def set_aside(self, cell: Cell) -> Path | None:
+        """Move a corrupt result out of the way and return where it is kept, None when somebody else has seen to it."""
+        path = self.path(cell)
+        kept = self.root / "work" / SET_ASIDE / path.name
+        # Without the lease this could be the whole result of a grid beside this one, which has set aside and trained.
+        with self.lease(cell) as mine:
+            if not mine or not self._corrupt(cell):
+                return None
+            with storing(kept):
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                path.replace(kept)
         return kept
+
+    def _corrupt(self, cell: Cell) -> bool:
+        try:
+            self.read(cell)
+        except CorruptResultError:
+            return True
+        return False
 
     def fail(self, cell: Cell, kind: str, message: str, traceback: str = "") -> Path:
         """Record a failed attempt; the next run of the grid tries again."""
@@ -199,36 +226,34 @@ class Store:
         return path
 
     def error(self, cell: Cell) -> dict[str, Any] | None:
-        """Return the record of the cell's last failure, None when it has not failed."""
+        """Return the record of the cell's last failure, None when it has not failed; a damaged one says only that."""
+        path = self.work(cell) / "error.json"
         try:
-            found = json.loads((self.work(cell) / "error.json").read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
+            found = json.loads(path.read_bytes())
+        except FileNotFoundError:
             return None
-        return found if isinstance(found, dict) else None
+        except ValueError:
+            found = None
+        if isinstance(found, dict):
+            return found
+        message = f"It failed, but {path} is truncated or corrupt"
+        return {"key": self.key(cell), "cell": cell.identity(), "error": message, "message": message}
 
     @contextmanager
     def lease(self, cell: Cell, seconds: float = PROBE_SECONDS) -> Iterator[bool]:
         """Hold the right to train the cell, lost when the process ends; yields whether it was free."""
         work = self.work(cell)
-        with storing(work):
-            work.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(work / "lease", timeout=seconds)
-        try:
-            lock.acquire()
-        except (Timeout, FileNotFoundError):  # not found: its holder has just finished and cleared the folder
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            lock.release()
+        with ExitStack() as stack:
+            with storing(work):
+                work.mkdir(parents=True, exist_ok=True)
+                mine = stack.enter_context(leases.hold(work, seconds))
+            yield mine
 
     def running(self, cell: Cell) -> bool:
         """Return whether a living process trains the cell."""
-        if not (self.work(cell) / "lease").exists():
-            return False
-        with self.lease(cell, seconds=0) as free:
-            return not free
+        work = self.work(cell)
+        with storing(work):
+            return leases.held(work)
 
     def status(self, cell: Cell) -> Status:
         """Return what is known about the cell; raises SchemaError for a result of a newer version."""

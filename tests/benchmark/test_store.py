@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from benchmark.errors import CellError, SchemaError
+from benchmark.paths import SOURCE_ROOT
 from benchmark.protocol import Cell
 from benchmark.store import CorruptResultError, State, StorageError, Store, write_atomically
 from benchmark.version import RESULT_SCHEMA
@@ -75,10 +79,35 @@ def test_a_result_that_is_set_aside_is_kept(store: Store) -> None:
     path = store.write(cell(), record(cell()))
     path.write_text("half")
     kept = store.set_aside(cell())
+    assert kept is not None
     assert kept.read_text() == "half"
     assert store.read(cell()) is None
     store.write(cell(), record(cell()))
     assert kept.exists()
+
+
+def test_a_result_that_another_grid_has_trained_meanwhile_is_not_set_aside(store: Store) -> None:
+    path = store.write(cell(), record(cell()))
+    whole = path.read_bytes()
+    assert store.set_aside(cell()) is None
+    assert path.read_bytes() == whole
+
+
+def test_a_corrupt_result_whose_cell_another_grid_trains_is_left_to_it(store: Store) -> None:
+    path = store.write(cell(), record(cell()))
+    path.write_text("half")
+    with store.lease(cell()):
+        assert store.set_aside(cell()) is None
+    assert path.read_text() == "half"
+
+
+def test_a_folder_in_place_of_a_result_is_set_aside(store: Store) -> None:
+    (store.path(cell()) / "inner").mkdir(parents=True)
+    assert store.status(cell()).state is State.FAILED
+    kept = store.set_aside(cell())
+    assert kept is not None
+    assert kept.is_dir()
+    assert store.status(cell()).state is State.MISSING
 
 
 def test_sources_are_read_once_however_many_cells_share_them(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,6 +155,17 @@ def test_a_failure_never_counts_as_done(store: Store) -> None:
     assert (status.state, status.reason) == (State.FAILED, "CellError: Training loss became nan.")
 
 
+@pytest.mark.parametrize("content", ["", '{"key": "ab', "[]"])
+def test_a_damaged_record_of_a_failure_still_tells_of_one(store: Store, content: str) -> None:
+    path = store.fail(cell(), "CellError", "diverged")
+    path.write_text(content)
+    status = store.status(cell())
+    assert (status.state, status.reason) == (State.FAILED, f"It failed, but {path} is truncated or corrupt")
+    assert store.failures([cell()])[0]["cell"] == cell().identity()
+    store.fail(cell(), "CellError", "diverged again")
+    assert store.status(cell()).reason == "CellError: diverged again"
+
+
 def test_states_done_running_failed_missing(store: Store) -> None:
     done, running, failed, missing = (cell(seed) for seed in range(4))
     store.write(done, record(done))
@@ -160,6 +200,55 @@ def test_a_lease_is_held_by_one_at_a_time(store: Store) -> None:
             assert other
     with store.lease(cell(), seconds=0) as again:
         assert again
+
+
+def test_a_lease_counts_whatever_it_contains_and_whenever_it_was_written(store: Store) -> None:
+    with store.lease(cell()):
+        lease = store.work(cell()) / "lease"
+        lease.write_bytes(b"\xff garbage")
+        os.utime(lease, (0, 2**33))
+        assert store.running(cell())
+    assert not store.running(cell())
+    with store.lease(cell(), seconds=0) as mine:
+        assert mine
+
+
+def test_a_folder_in_place_of_a_lease_is_no_lease(store: Store) -> None:
+    (store.work(cell()) / "lease" / "inner").mkdir(parents=True)
+    assert store.status(cell()).state is State.MISSING
+    with store.lease(cell(), seconds=0) as mine:
+        assert mine
+        assert store.running(cell())
+
+
+def test_a_lease_that_has_become_unreadable_is_mended_and_still_excludes(store: Store) -> None:
+    with store.lease(cell()):
+        lease = store.work(cell()) / "lease"
+        lease.chmod(0)
+        assert store.running(cell())
+        assert lease.stat().st_mode & 0o600 == 0o600
+    lease.chmod(0)
+    with store.lease(cell(), seconds=0) as mine:
+        assert mine
+
+
+def test_the_lease_of_a_killed_process_is_free_at_once(store: Store) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from benchmark import leases\n"
+        "with leases.hold(Path(sys.argv[1]), 0) as mine: print(mine, flush=True); time.sleep(600)"
+    )
+    store.work(cell()).mkdir(parents=True)
+    (store.work(cell()) / "checkpoint.ckpt").touch()
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(store.work(cell()))], cwd=SOURCE_ROOT, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"True\n"
+        assert store.status(cell()).state is State.RUNNING
+        holder.kill()
+        holder.wait()
+        assert store.status(cell()).state is State.MISSING
+    assert (store.work(cell()) / "checkpoint.ckpt").exists()
 
 
 def test_looking_at_a_cell_does_not_create_anything(store: Store) -> None:
