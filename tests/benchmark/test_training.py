@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -205,9 +205,27 @@ def test_an_encoder_that_is_not_trained_stays_untouched() -> None:
     assert not torch.equal(trained[f"encoders.m0.{name}"], start[f"encoders.m0.{name}"])
 
 
-def test_a_damaged_checkpoint_is_dropped_and_the_run_starts_anew(tmp_path: Path) -> None:
+def halved(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def zeroed_block(content: bytes) -> bytes:
+    """A block of the weights that never reached the disk."""
+    place = content.index(b"/data/0") + 128
+    return content[:place] + bytes(64) + content[place + 64 :]
+
+
+def zeroed_end(content: bytes) -> bytes:
+    return content[: len(content) // 2] + bytes(len(content) - len(content) // 2)
+
+
+@pytest.mark.parametrize("damage", [halved, zeroed_block, zeroed_end, lambda _: b"", lambda _: b"garbage"])
+def test_a_damaged_checkpoint_is_dropped_and_the_run_starts_anew(
+    damage: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
     file = tmp_path / "c.ckpt"
-    file.write_bytes(b"")
+    fit(joint(), PARTS, protocol(), 0, checkpoint=file, checkpoint_seconds=0)
+    file.write_bytes(damage(file.read_bytes()))
     run = fit(joint(), PARTS, protocol(), 0, checkpoint=file)
     assert run.epochs == fit(joint(), PARTS, protocol(), 0).epochs
     assert not file.exists()
