@@ -285,6 +285,27 @@ def status(experiment: str | None) -> int:
 
 
 @cli.command()
+@click.option("--dry-run", is_flag=True, help="Show what would be removed.")
+@click.option(
+    "--undeclared",
+    is_flag=True,
+    help="Also checkpoints and failures of cells that no experiment in params.yaml has. They may belong to another "
+    "branch, an edit to be undone, `equipoise run` or another workspace with the same results: only you know.",
+)
+def clean(dry_run: bool, undeclared: bool) -> None:
+    """Remove what dead processes left: half-written files, and unfinished business of finished cells."""
+    from benchmark.cleaning import clean as sweep
+    from benchmark.cleaning import declared_keys
+    from benchmark.paths import results_home
+
+    total = 0
+    for leftover in sweep(results_home(), declared_keys() if undeclared else None, dry_run=dry_run):
+        click.echo(f"{leftover.path}  {leftover.size:,} bytes  {leftover.reason}")
+        total += leftover.size
+    click.echo(f"{total:,} bytes {'would be' if dry_run else 'were'} freed.")
+
+
+@cli.command()
 @click.argument("experiment")
 @click.option("--format", "form", type=click.Choice(list(FORMATS)), default="md", show_default=True)
 @click.option(

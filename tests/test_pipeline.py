@@ -24,7 +24,19 @@ PIPELINES = {
 }
 PREFIX = {"digits_dg": "domain_"}
 """Of the names of an experiment's stages, where another one has the same file."""
-PLUMBING = {"backbones", "cli", "dataset", "errors", "experiments", "paths", "protocol", "registry", "store", "version"}
+PLUMBING = {
+    "backbones",
+    "cli",
+    "dataset",
+    "errors",
+    "experiments",
+    "paths",
+    "protocol",
+    "registry",
+    "leases",
+    "store",
+    "version",
+}
 """Modules that `equipoise table` uses and that do not decide what the table says."""
 
 
