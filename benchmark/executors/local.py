@@ -171,7 +171,7 @@ def serve(pipe: Connection, pickled: bytes) -> None:
     while True:
         try:
             task = pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             return
         try:
             function = pickle.loads(pickled)
