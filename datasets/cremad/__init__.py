@@ -31,6 +31,10 @@ RELEARNING = (
 CLIPS = Manifest(
     Path(__file__).with_name("cremad_sha256.csv"),
     urls=(f"https://media.githubusercontent.com/media/{REPOSITORY}/{COMMIT}/{{path}}",),
+    lfs=(
+        "https://gitlab.com/cs-cooper-lab/crema-d-mirror.git",
+        "https://github.com/CheyneyComputerScience/CREMA-D.git",
+    ),
 )
 LISTS = {part: f"{part}.csv" for part in PARTS}
 
