@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from benchmark.preparation import PreparedWriter
+    from datasets._clips.sound import Sound
 
 REPOSITORY, COMMIT = "CheyneyComputerScience/CREMA-D", "1658cd342dff90010aa843eaeebd53610a08b1dc"
 OGM_GE = "https://raw.githubusercontent.com/GeWu-Lab/OGM-GE_CVPR2022/343dc1d95c9bda88f105c0da8d24f185e0e98b54"
@@ -44,7 +45,8 @@ class CREMAD(Dataset):
 
     The default split `legacy` is what published numbers use, and it is NOT speaker-independent: all 91 actors are in
     training, validation and test, and a model may know an actor's face and voice rather than an emotion. `clean` keeps
-    the actors apart. Labels are the emotions that were asked for: people who see and hear a clip agree with 72 %.
+    the actors apart. Labels are the emotions that were asked for: people who see and hear a clip agree with 72 %. Other
+    papers hear the clips through filter banks: `cremad_fbank`.
     """
 
     card: ClassVar[DatasetCard] = DatasetCard(
@@ -83,12 +85,14 @@ class CREMAD(Dataset):
         ),
     )
 
+    rate = 22_050
+    """Hz at which recordings are read."""
+
     def prepare(self, raw: Path, out: PreparedWriter) -> None:
-        """Store three frames and a log spectrogram of every clip, whatever is wrong with it, and report that."""
+        """Store three frames and a spectrogram of every clip, whatever is wrong with it, and report that."""
         from datasets._clips.census import census
         from datasets._clips.pool import decode_all
         from datasets._clips.report import Note, problem_report
-        from datasets._clips.sound import log_spectrogram
         from datasets.cremad import clips
 
         lists = {part: clips.read_list(raw / file) for part, file in LISTS.items()}
@@ -97,8 +101,9 @@ class CREMAD(Dataset):
         same = clips.shared_recordings(ChainMap(*manifests))
 
         def made(done: int) -> Generator[tuple[Mapping[str, NDArray[Any]], Note], None, None]:
-            for clip in decode_all(partial(clips.decode, raw), names[done:], clips.crashed, out.jobs):
-                inputs: dict[str, NDArray[Any]] = {"audio": log_spectrogram(clip.sound), "video": clip.frames.images}
+            decode, crashed = partial(clips.decode, raw, self.rate), partial(clips.crashed, self.rate)
+            for clip in decode_all(decode, names[done:], crashed, out.jobs):
+                inputs: dict[str, NDArray[Any]] = {"audio": self.spectrogram(clip.sound), "video": clip.frames.images}
                 yield inputs, Note(tuple(clip.faults))
 
         notes = out.store(names, {"audio": np.float16, "video": np.uint8}, made, Note)
@@ -116,6 +121,12 @@ class CREMAD(Dataset):
         out.census(census(by_name, faults))
         for line in problem_report(by_name, faults):
             out.say(line)
+
+    def spectrogram(self, sound: Sound) -> NDArray[np.float16]:
+        """Return what is stored of a recording at `rate`: OGM-GE's log spectrogram (1, 257, 188) of its first 3 s."""
+        from datasets._clips.sound import log_spectrogram
+
+        return log_spectrogram(sound)
 
     def augment(self, inputs: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """Crop and mirror the frames of every sample alike, and leave the sound as it is."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmark.dataset import Checksum, hash_order
 from datasets._clips.frames import SIDE, Frames, segment_frames
-from datasets._clips.sound import SPECTROGRAM_RATE, Sound, read_wave
+from datasets._clips.sound import Sound, read_wave
 
 AUDIO, VIDEO = "AudioWAV", "VideoFlash"
 FRAMES = 3
@@ -76,15 +76,15 @@ class Decoded:
         return faults
 
 
-def decode(raw: Path, name: str) -> Decoded:
-    """Read a clip's three frames and its recording (not the video's own sound track, which some clips lack)."""
+def decode(raw: Path, rate: int, name: str) -> Decoded:
+    """Read a clip's three frames and its recording at `rate` Hz (not the video's own sound, which some clips lack)."""
     return Decoded(
         segment_frames(raw / VIDEO / f"{name}.flv", FRAMES),
-        read_wave(raw / AUDIO / f"{name}.wav", SPECTROGRAM_RATE),
+        read_wave(raw / AUDIO / f"{name}.wav", rate),
     )
 
 
-def crashed(_name: str) -> Decoded:
+def crashed(rate: int, _name: str) -> Decoded:
     """Return black frames and silence, for a clip that took the decoder's process down."""
     black = Frames(np.zeros((3, FRAMES, SIDE, SIDE), np.uint8), 0.0, ("takes the decoder down",))
-    return Decoded(black, Sound(np.zeros(0, np.float32), SPECTROGRAM_RATE, ("not read",)))
+    return Decoded(black, Sound(np.zeros(0, np.float32), rate, ("not read",)))

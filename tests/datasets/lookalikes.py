@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from benchmark.dataset import Checksum, Dataset, DatasetCard, Manifest, Source
 from datasets.cremad import CREMAD
+from datasets.cremad_fbank import CREMADFilterBank
 
 WIDTH, HEIGHT, FRAME_RATE = 160, 120, 30
 TRACK_RATE = 22_050
@@ -161,4 +162,6 @@ def listed_cremad(folder: Path, names: Sequence[str]) -> Lookalike:
         Source(file="clips", manifest=Manifest(manifest, (f"{NOWHERE}/{{path}}",))),
         *single_files(folder, *(f"{part}.csv" for part in lists)),
     )
-    return Lookalike(folder, tuple(sorted(names)), {CREMAD: replace(CREMAD.card, sources=sources)})
+    kinds: tuple[type[Dataset], ...] = (CREMAD, CREMADFilterBank)
+    cards = {kind: replace(kind.card, sources=sources) for kind in kinds}
+    return Lookalike(folder, tuple(sorted(names)), cards)

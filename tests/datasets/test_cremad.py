@@ -146,7 +146,7 @@ def test_every_fault_is_reported_and_its_clip_is_kept(archive: Archive) -> None:
 
 def test_a_video_much_longer_than_its_recording_is_a_fault(archive: Archive) -> None:
     assert archive.said[15].startswith("1001_DFA_SAD_XX (legacy train, clean train): video of 1.5 s beside a recording")
-    assert decode(archive.raw, "1004_IEO_SAD_XX").faults == []
+    assert decode(archive.raw, CREMAD.rate, "1004_IEO_SAD_XX").faults == []
 
 
 def test_a_pointer_in_the_place_of_a_clip_is_named(archive: Archive, tmp_path: Path) -> None:
