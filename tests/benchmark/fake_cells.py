@@ -138,6 +138,8 @@ def main() -> int:
     """Run a grid in a process of its own: `python -m tests.benchmark.fake_cells FUNCTION SEEDS JOBS`."""
     from benchmark import grid, preparation
 
+    # A test run in the background ignores Ctrl-C, and its processes inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     function, seeds, jobs = sys.argv[1:]
     cells = [cell(seed, method) for method in ("joint", "remixing") for seed in range(int(seeds))]
     train = getattr(sys.modules[__name__], function)
