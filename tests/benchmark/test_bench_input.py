@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,8 @@ def test_input_is_at_least_eight_times_faster_than_from_jpeg_and_wav_files(
     # The size of the published videos.
     monkeypatch.setattr(lookalikes, "WIDTH", 480)
     monkeypatch.setattr(lookalikes, "HEIGHT", 360)
-    monkeypatch.setattr(lookalikes, "picture", as_a_camera_sees_it(lookalikes.picture))
+    camera = as_a_camera_sees_it(lookalikes.picture)
+    monkeypatch.setattr(lookalikes, "write_video", partial(lookalikes.write_video, draw=camera))
     lookalike = lookalikes.write_cremad(tmp_path / "mirror" / "cremad")
     monkeypatch.setattr(CREMAD, "card", lookalike.cards[CREMAD])
     monkeypatch.setenv("EQUIPOISE_DATA", str(tmp_path))
