@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmark.dataset import PARTS
+from datasets._clips.census import census
 from datasets._clips.frames import STILL
 
 if TYPE_CHECKING:
@@ -37,15 +37,12 @@ def problem_report(
     `splits` maps split to clip to part ("" for none) and lists every expected clip, `missing` those without a file;
     a clip is broken when it has `faults`.
     """
-    lines = []
-    for split, parts in splits.items():
-        for part in PARTS:
-            expected = {clip for clip, own in parts.items() if own == part}
-            found = expected.difference(missing)
-            broken = sum(bool(faults.get(clip)) for clip in found)
-            lines.append(
-                f"{split} {part}: {len(expected)} clips expected, {len(found)} found, {broken} of them with faults"
-            )
+    lines = [
+        f"{split} {part}: {counts['expected']} clips expected, {counts['found']} found, "
+        f"{counts['with faults']} of them with faults"
+        for split, parts in census(splits, faults, missing).items()
+        for part, counts in parts.items()
+    ]
     named = {clip: "; ".join(own) for clip, own in faults.items() if own} | dict.fromkeys(missing, "no file")
     for clip, text in sorted(named.items()):
         where = ", ".join(f"{split} {parts[clip]}" for split, parts in splits.items() if parts.get(clip))
