@@ -107,8 +107,10 @@ def _parts(dataset: str, split: str | None, device: str, target: str | None) -> 
     return data.parts if target is None else data.without(target)
 
 
+@cache
 def described(dataset: str, split: str | None) -> dict[str, Any]:
     """Return what prepared data hold: the split's name, samples and census by part, and the digest of the content."""
+    # Kept like the data themselves: prepared anew meanwhile, they would no longer be what this process trains on.
     from benchmark.preparation import obtain
 
     meta, name = obtain(dataset).meta, split or DATASETS.load(dataset).card.default_split
