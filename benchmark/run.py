@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 from datetime import UTC, datetime
@@ -120,16 +119,12 @@ def described(dataset: str, split: str | None) -> dict[str, Any]:
 
 def run_cell(cell: Cell, work: Path | None = None) -> dict[str, Any]:
     """Train one cell and return its record; `work` keeps the checkpoint of an interrupted run."""
-    import torch
-
-    from benchmark.memory import PeakMemory, keep_freed_memory
+    from benchmark import process
+    from benchmark.memory import PeakMemory
     from benchmark.training import cpu_or_cuda, fit
 
     method = build_method(cell)
-    # Deterministic kernels, and for cuBLAS the workspace they need; an operation that has none warns and goes on.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    keep_freed_memory()
+    process.prepare()
     fabric = cpu_or_cuda(cell.protocol.precision)
     parts = _parts(cell.dataset, cell.protocol.split, str(fabric.device), cell.target)
     # Before the training: what fails here costs nothing.
