@@ -199,13 +199,13 @@ def _seconds(batches: Iterator[object], turns: list[float]) -> float:
     return turns[-1]
 
 
-def run(dataset: str) -> int:
+def run(dataset: str, rounds: int) -> int:
     """Print the speeds of a prepared dataset's input; return 1 if one is under its floor, else 0."""
     import click
 
     torch.set_num_threads(1)
     under = False
-    for found in speeds(dataset):
+    for found in speeds(dataset, rounds):
         click.echo(str(found))
         under = under or found.under
     return int(under)

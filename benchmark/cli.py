@@ -403,15 +403,18 @@ def check(names: tuple[str, ...], every: bool) -> int:
 
 @cli.command()
 @click.option("--input", "dataset", metavar="DATASET", help="Measure the input of a prepared dataset instead.")
-def bench(dataset: str | None) -> int:
-    """Measure the cost per step of every method against joint training and bare PyTorch."""
+@click.option("--method", "methods", multiple=True, help="Measure this one alone; several may be given.")
+@click.option("--backbone", "backbones", multiple=True, help="With this one alone; several may be given.")
+@click.option("--rounds", type=click.IntRange(min=1), default=7, show_default=True, help="Turns of each measurement.")
+def bench(dataset: str | None, methods: tuple[str, ...], backbones: tuple[str, ...], rounds: int) -> int:
+    """Measure what a step of every method costs against joint training and bare PyTorch: results/bench."""
     if dataset is not None:
         from benchmark.bench_input import run as run_input
 
-        return run_input(dataset)
+        return run_input(dataset, rounds)
     from benchmark.bench import run as run_bench
 
-    return run_bench()
+    return run_bench(methods, backbones, rounds)
 
 
 if __name__ == "__main__":

@@ -348,7 +348,7 @@ def test_check_passes_the_names_on_and_ends_with_the_status_of_the_checks(monkey
 
 
 def test_bench_ends_with_the_status_of_the_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "benchmark.bench", SimpleNamespace(run=lambda: 1))
+    monkeypatch.setitem(sys.modules, "benchmark.bench", SimpleNamespace(run=lambda *_: 1))
     assert main(["bench"]) == 1
 
 
