@@ -118,10 +118,11 @@ class Protocol(Frozen):
     features: NonNegativeInt = Field(
         0, description="test samples per domain whose fused features are recorded at the end", exclude_if=operator.not_
     )
+    compile: bool = Field(False, description="encoders run through torch.compile", exclude_if=operator.not_)
 
     def changed(self, changes: Mapping[str, Any]) -> Protocol:
         """Return the protocol with new values of fields named like `optimizer.lr`; raises UsageError for others."""
-        fields = {"features": self.features, **self.model_dump()}
+        fields = {"features": self.features, "compile": self.compile, **self.model_dump()}
         for name, value in changes.items():
             group, _, last = name.rpartition(".")
             place = fields.get(group) if group else fields

@@ -39,6 +39,10 @@ def build_method(cell: Cell) -> Method:
     method = METHODS.load(cell.method)
     dataset = DATASETS.load(cell.dataset)()
     backbone, start = BACKBONES.load(cell.backbone), cell.weights
+    if cell.protocol.compile:
+        from benchmark.compiling import compiled
+
+        backbone = compiled(backbone)  # type: ignore[arg-type]  # to mypy a class is not hashable
     states = {} if start is None else {s: weights(cell.backbone, start, s) for s in dataset.shapes.values()}
     task = Task(
         shapes=dict(dataset.shapes),
