@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmark import bench
-from benchmark.bench import RESNET, Bench, Workload, costs, ratio
+from benchmark.bench import RESNET, WORKLOADS, Bench, Workload, costs, ratio
 from benchmark.bench_memory import LivingTensors
 from benchmark.bench_table import BenchTable, StepCost
 from benchmark.errors import UsageError
@@ -182,16 +182,19 @@ class TestTable:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["rgm", "mmcosine", "cggm", "gmp"])
-def test_a_step_with_resnet18_costs_its_passes_and_five_percent(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "headroom"), [("rgm", 1.05), ("mmcosine", 1.05), ("cggm", 1.05), ("gmp", 1.05), ("gmp_bench", 1.1)]
+)
+def test_a_step_with_resnet18_costs_little_more_than_its_passes(name: str, headroom: float) -> None:
     torch.set_num_threads(1)
-    cost = Bench(replace(RESNET, headroom=1.05)).cost(name)
+    cost = Bench(replace(RESNET, headroom=headroom)).cost(name)
     sys.stdout.write(f"{cost}\n")
     assert not cost.over, str(cost)
 
 
 @pytest.mark.slow
-def test_the_loop_costs_little_with_a_small_encoder() -> None:
+@pytest.mark.parametrize("backbone", WORKLOADS)
+def test_joint_training_costs_little_more_than_a_bare_loop(backbone: str) -> None:
     torch.set_num_threads(1)
-    (joint,) = costs(["joint"], ["small"])
+    (joint,) = costs(["joint"], [backbone])
     assert not joint.over, str(joint)
