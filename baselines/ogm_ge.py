@@ -27,32 +27,28 @@ Noise = Literal["raw", "scaled", "none"]
 Tensors = Literal["matrices", "4d"]
 
 
-def confidences(logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, float]:
-    """Return each modality's score s: true-class probabilities from logits `(B, C)`, summed (Eq. 8)."""
-    return dict(zip(logits, summed_confidences(logits, labels).tolist(), strict=True))
+def confidences(logits: Mapping[str, Tensor], labels: Tensor) -> Tensor:
+    """Return each modality's score s `(M,)`: true-class probabilities from logits `(B, C)`, summed (Eq. 8)."""
+    return summed_confidences(logits, labels).double()
 
 
-def discrepancies(scores: Mapping[str, float]) -> dict[str, float]:
-    """Return rho_m = s_m / the smallest other score; s_m / s_n with two modalities (Eq. 9)."""
-    rho = {}
-    for name, score in scores.items():
-        smallest = min(value for other, value in scores.items() if other != name)
-        rho[name] = score / max(smallest, sys.float_info.min)
-    return rho
+def discrepancies(scores: Tensor) -> Tensor:
+    """Return rho_m = s_m / the smallest other score of scores `(M,)`; s_m / s_n with two modalities (Eq. 9)."""
+    own = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
+    smallest = scores.expand(len(scores), -1).masked_fill(own, math.inf).amin(1)
+    return scores / smallest.clamp_min(sys.float_info.min)
 
 
-def coefficients(scores: Mapping[str, float], alpha: float, coefficient: Coefficient = "printed") -> dict[str, float]:
-    """Return k_m: 1 for the weakest modality, 1 - tanh(alpha rho_m) for all others (Eq. 10).
+def coefficients(scores: Tensor, alpha: float, coefficient: Coefficient = "printed") -> Tensor:
+    """Return k_m `(M,)`: 1 for the weakest modality, 1 - tanh(alpha rho_m) for all others (Eq. 10).
 
     Among equally weak modalities the last counts as the weakest, as in the official code. "continuous" has
     rho_m - 1 in place of rho_m.
     """
-    weakest = min(reversed(list(scores)), key=lambda name: scores[name])
+    places = torch.arange(len(scores), device=scores.device)
+    weakest = torch.where(scores == scores.min(), places, -1).max()
     offset = 1 if coefficient == "continuous" else 0
-    return {
-        name: 1.0 if name == weakest else 1 - math.tanh(alpha * (rho - offset))
-        for name, rho in discrepancies(scores).items()
-    }
+    return torch.where(places == weakest, 1.0, 1 - torch.tanh(alpha * (discrepancies(scores) - offset)))
 
 
 def selected(gradients: Mapping[str, Tensor], tensors: Tensors = "matrices") -> dict[str, Tensor]:
@@ -60,23 +56,34 @@ def selected(gradients: Mapping[str, Tensor], tensors: Tensors = "matrices") -> 
     return {n: g for n, g in gradients.items() if (g.ndim == 4 if tensors == "4d" else g.ndim >= 2)}
 
 
+def deviation(gradient: Tensor) -> Tensor:
+    """Return the standard deviation, 0-d, over all entries of a gradient of any shape; 0 for a single entry.
+
+    From the sums of entries and squares, five times as fast as `Tensor.std`, and as exact where the mean is no larger
+    than the deviation. One below a thousandth of the mean is lost in rounding.
+    """
+    entries, count = gradient.reshape(-1), gradient.numel()
+    spread = torch.dot(entries, entries) - entries.sum().square() / count
+    return (spread.clamp_min(0) / max(1, count - 1)).sqrt()
+
+
 @torch.no_grad()
 def modulate_(
-    gradient: Tensor, coefficient: float, *, noise: Noise = "raw", generator: torch.Generator | None = None
+    gradient: Tensor, coefficient: float | Tensor, *, noise: Noise = "raw", generator: torch.Generator | None = None
 ) -> Tensor:
-    """Scale a gradient of any shape in place, add noise of its own standard deviation (Algorithm 1).
+    """Scale a gradient of any shape in place by a number or 0-d tensor, add noise of its deviation (Algorithm 1).
 
     The deviation is the raw gradient's, or with "scaled" the scaled one's; "none" adds nothing. `generator`
     must live on the gradient's device.
     """
     if noise == "none":
         return gradient.mul_(coefficient)
-    # One scalar per tensor, over all entries; a tensor with one entry has none.
-    deviation = gradient.std(correction=min(1, gradient.numel() - 1))
+    # One scalar per tensor, over all entries.
+    width = deviation(gradient)
     if noise == "scaled":
-        deviation = coefficient * deviation
+        width = coefficient * width
     draw = torch.randn(gradient.shape, generator=generator, dtype=gradient.dtype, device=gradient.device)
-    return gradient.mul_(coefficient).addcmul_(draw, deviation + 1e-8)
+    return gradient.mul_(coefficient).addcmul_(draw, width + 1e-8)
 
 
 class OGMGE(Method):
@@ -162,6 +169,7 @@ class OGMGE(Method):
         # A stream on the gradients' own device: drawing there is what makes the noise affordable on a GPU.
         seed = int(torch.randint(2**62, (), generator=ctx.generator))
         generator = torch.Generator(batch.labels.device).manual_seed(seed)
-        for name, factor in coefficients(scores, options.alpha, options.coefficient).items():
+        factors = coefficients(scores, options.alpha, options.coefficient)
+        for name, factor in zip(forward.unimodal, factors, strict=True):
             for gradient in selected(gradients[name], options.tensors).values():
                 modulate_(gradient, factor, noise=options.noise, generator=generator)

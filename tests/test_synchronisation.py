@@ -22,11 +22,11 @@ HOST = "the number was drawn or is kept on the CPU: the device is not asked"
 EXCEPTIONS = {
     "cmrf": HOST,
     "gradnorm": HOST,
+    "ogm_ge": HOST,
     "pcgrad": HOST,
     "greedy": "whether the next steps run with one modality alone depends on the speeds",
     "imcl": "Lambert's W is SciPy's, and one share per modality comes from the min-norm problem",
     "mmpareto": "whether the gradients agree decides on the share, which is a number",
-    "ogm_ge": "the coefficients are numbers, made of each modality's score",
     "rna_net": "in the first step alone, to refuse features that are normalised",
 }
 """Methods in whose steps a number is read, and what for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional
 
-from baselines.ogm_ge import OGMGE, coefficients, confidences, discrepancies, modulate_, selected
+from baselines.ogm_ge import OGMGE, coefficients, confidences, deviation, discrepancies, modulate_, selected
 from benchmark.backbones.resnet import ResNet18
 from benchmark.data import Batch
 from benchmark.fusion import Concat
@@ -35,38 +36,38 @@ def close(found: Tensor | float, expected: object, digits: int = 6) -> None:
     )
 
 
+def scores(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
 class TestWorkedNumbers:
-    def scores(self) -> dict[str, float]:
+    def scores(self) -> Tensor:
         return confidences({"a": AUDIO, "v": VIDEO}, LABELS)
 
     def test_scores_and_discrepancies(self) -> None:
-        scores = self.scores()
-        close(scores["a"], 1.421032)
-        close(scores["v"], 0.803068)
-        rho = discrepancies(scores)
-        close(rho["a"], 1.769504)
-        close(rho["v"], 0.565130)
+        close(self.scores(), [1.421032, 0.803068])
+        close(discrepancies(self.scores()), [1.769504, 0.565130])
 
     @pytest.mark.parametrize(
         ("alpha", "expected"), [(0.1, 0.824874), (0.3, 0.513968), (0.8, 0.111322), (1.0, 0.056445)]
     )
     def test_the_stronger_modality_is_scaled_and_the_weaker_is_not(self, alpha: float, expected: float) -> None:
-        factors = coefficients(self.scores(), alpha)
-        close(factors["a"], expected)
-        assert factors["v"] == 1
+        stronger, weaker = coefficients(self.scores(), alpha)
+        close(stronger, expected)
+        assert weaker == 1
 
     def test_continuous_reading_gives_0451941_at_alpha_08(self) -> None:
-        close(coefficients(self.scores(), 0.8, "continuous")["a"], 0.451941)
+        close(coefficients(self.scores(), 0.8, "continuous")[0], 0.451941)
 
     @pytest.mark.parametrize(("alpha", "expected"), [(0.1, 0.900332), (0.8, 0.335963)])
     def test_the_map_jumps_just_above_a_tie(self, alpha: float, expected: float) -> None:
-        close(coefficients({"a": 1 + 1e-9, "v": 1.0}, alpha)["a"], expected)
-        close(coefficients({"a": 1 + 1e-9, "v": 1.0}, alpha, "continuous")["a"], 1)
+        close(coefficients(scores(1 + 1e-9, 1), alpha)[0], expected)
+        close(coefficients(scores(1 + 1e-9, 1), alpha, "continuous")[0], 1)
 
     def test_the_first_modality_is_scaled_in_a_tie(self) -> None:
-        factors = coefficients({"a": 1.0, "v": 1.0}, 0.8)
-        close(factors["a"], 0.335963)
-        assert factors["v"] == 1
+        first, last = coefficients(scores(1, 1), 0.8)
+        close(first, 0.335963)
+        assert last == 1
 
     def test_split_of_the_shared_head(self) -> None:
         encoders = {name: _Stand(2) for name in "av"}
@@ -82,9 +83,9 @@ class TestWorkedNumbers:
         close(logits["a"], [[0.45, -0.15, -0.40], [-0.20, -0.10, 0.35]])
         close(logits["v"], [[-0.05, 0.15, 0.70], [0.05, 0.25, 0.80]])
         torch.testing.assert_close(logits["a"] + logits["v"], fused, rtol=0, atol=1e-15)
-        scores = confidences(logits, LABELS)
-        close(discrepancies(scores)["a"], 1.550562)
-        close(coefficients(scores, 0.5)["a"], 0.350010)
+        found = confidences(logits, LABELS)
+        close(discrepancies(found)[0], 1.550562)
+        close(coefficients(found, 0.5)[0], 0.350010)
 
 
 class _Stand(nn.Module):
@@ -95,24 +96,23 @@ class _Stand(nn.Module):
 
 class TestMoreModalities:
     def test_every_modality_but_the_weakest_is_scaled_against_the_weakest(self) -> None:
-        factors = coefficients({"a": 3.0, "b": 1.0, "c": 1.5}, 0.5)
-        close(factors["a"], 1 - torch.tanh(torch.tensor(1.5, dtype=torch.float64)).item())
-        close(factors["c"], 1 - torch.tanh(torch.tensor(0.75, dtype=torch.float64)).item())
-        assert factors["b"] == 1
+        first, weakest, last = coefficients(scores(3, 1, 1.5), 0.5)
+        close(first, 1 - math.tanh(1.5))
+        close(last, 1 - math.tanh(0.75))
+        assert weakest == 1
 
     @given(st.lists(st.floats(0.01, 100), min_size=2, max_size=5), st.floats(0, 3))
     def test_stronger_modalities_are_never_scaled_less(self, values: list[float], alpha: float) -> None:
-        scores = {str(k): value for k, value in enumerate(values)}
-        factors = coefficients(scores, alpha)
-        assert max(factors.values()) == 1
-        ordered = [factors[name] for name in sorted(scores, key=lambda name: scores[name])]
+        factors = coefficients(scores(*values), alpha).tolist()
+        assert max(factors) == 1
+        ordered = [factor for _, factor in sorted(zip(values, factors, strict=True), key=lambda pair: pair[0])]
         # Equally weak modalities are ordered by position, the last one unscaled: compare distinct scores.
         distinct = len(set(values)) == len(values)
         assert all(0 <= factor <= 1 for factor in ordered)
         assert not distinct or ordered == sorted(ordered, reverse=True)
 
     def test_a_hopeless_modality_stops_the_others(self) -> None:
-        assert coefficients({"a": 1.0, "b": 0.0}, 0.8) == {"a": 0.0, "b": 1.0}
+        assert coefficients(scores(1, 0), 0.8).tolist() == [0, 1]
 
 
 class TestNoise:
@@ -140,6 +140,16 @@ class TestNoise:
     def test_a_single_number_gets_finite_noise(self) -> None:
         found = modulate_(torch.ones(1, 1), 0.5, generator=torch.Generator().manual_seed(0))
         torch.testing.assert_close(found, torch.full((1, 1), 0.5), rtol=0, atol=1e-6)
+
+    @pytest.mark.parametrize("shape", [(64, 32, 3, 3), (512, 10), (1, 7)])
+    @pytest.mark.parametrize("mean", [0.0, -1.0])
+    def test_the_deviation_is_that_of_all_entries(self, shape: tuple[int, ...], mean: float) -> None:
+        gradient = 1e-3 * (mean + torch.randn(shape, generator=torch.Generator().manual_seed(2)))
+        torch.testing.assert_close(deviation(gradient), gradient.std(), rtol=1e-5, atol=0)
+
+    @pytest.mark.parametrize("shape", [(1, 1), (300, 7)])
+    def test_equal_entries_deviate_by_nothing_that_matters(self, shape: tuple[int, ...]) -> None:
+        assert float(deviation(torch.full(shape, 0.1))) < 1e-3 * 0.1
 
     def test_tensors_are_chosen_by_their_dimensions(self) -> None:
         gradients = {f"g{n}": torch.zeros([1] * n) for n in range(6)}
@@ -183,7 +193,8 @@ class TestFootprintOnResNets:
         method = OGMGE(OGMGE.Options(**options), _task())
         method.modulate_parameters(gradients, step.forward, step.batch, ctx)
         flat = {f"encoders.{m}.{key}": g for m, named in gradients.items() for key, g in named.items()}
-        return flat, coefficients(confidences(step.forward.unimodal, step.batch.labels), 0.8)
+        factors = coefficients(confidences(step.forward.unimodal, step.batch.labels), 0.8)
+        return flat, dict(zip(step.forward.unimodal, factors.tolist(), strict=True))
 
     @pytest.mark.parametrize("tensors", ["matrices", "4d"])
     def test_noise_reaches_40_of_122_tensors_all_of_them_kernels(self, step: Step, tensors: str) -> None:
