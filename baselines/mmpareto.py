@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from benchmark.gradients import NEGLIGIBLE_NORM, cosine, flatten, min_norm_weight
+from benchmark.gradients import NEGLIGIBLE_NORM, NEGLIGIBLE_SQUARE
 from benchmark.method import (
     Intervention,
     Method,
@@ -28,33 +28,52 @@ if TYPE_CHECKING:
 Rescale = Literal["tensor", "encoder"]
 
 
-def pareto_weight(multimodal: Tensor, unimodal: Tensor) -> float:
-    """Return the multimodal gradient's share: 1/2 if the vectors `(P,)` agree, else the min-norm weight."""
+def pareto_weight(multimodal: Tensor, unimodal: Tensor, product: Tensor) -> Tensor:
+    """Return the multimodal gradient's share, 0-d: 1/2 if the gradients agree, else the min-norm weight.
+
+    `multimodal` and `unimodal` are their squared norms, `product` is their inner product, all 0-d.
+    """
+    spread = multimodal + unimodal - 2 * product
+    share = ((unimodal - product) / spread.clamp_min(NEGLIGIBLE_SQUARE)).clamp(0.0, 1.0)
     # A zero gradient conflicts with nothing, and its min-norm weight of 1 would silence the other one. (The
     # official solver stops at 0.999, and its norm correction then gives back the same plain sum.)
-    if float(cosine(multimodal, unimodal)) > 0 or not multimodal.any() or not unimodal.any():
-        return 0.5
-    return min_norm_weight(multimodal, unimodal)
+    plain = (product > 0) | (multimodal == 0) | (unimodal == 0) | (spread <= NEGLIGIBLE_SQUARE)
+    return torch.where(plain, 0.5, share)
 
 
-def combine(
-    multimodal: Sequence[Tensor],
-    unimodal: Sequence[Tensor],
-    *,
-    gamma: float = 1.5,
-    rescale: Rescale = "tensor",
-) -> list[Tensor]:
-    """Return one encoder's update: Pareto direction, at least the norm of the plain sum, times gamma."""
-    pair = list(multimodal), list(unimodal)
-    share = pareto_weight(*map(flatten, pair))
-    mixed = torch._foreach_mul(pair[0], 2 * share)
-    torch._foreach_add_(mixed, torch._foreach_mul(pair[1], 2 * (1 - share)))
-    plain = torch._foreach_add(*pair)
+def factors(
+    multimodal: Tensor, unimodal: Tensor, product: Tensor, *, gamma: float = 1.5, rescale: Rescale = "tensor"
+) -> tuple[Tensor, Tensor]:
+    """Return what each tensor of the multimodal and of the unimodal gradient is multiplied by, `(n,)` each.
+
+    Their sum is the Pareto direction with at least the norm of the plain sum, times gamma. `multimodal` and `unimodal`
+    are squared norms of an encoder's n tensors `(n,)`, `product` their inner products: norms of sums follow from these.
+    """
+    share = pareto_weight(multimodal.sum(), unimodal.sum(), product.sum())
+    own, other = 2 * share, 2 * (1 - share)
+    plain = multimodal + unimodal + 2 * product
+    mixed = own * own * multimodal + other * other * unimodal + 2 * own * other * product
     if rescale == "encoder":
-        ratio = _norm_ratio(flatten(plain).norm(), flatten(mixed).norm())
-        return list(torch._foreach_mul(mixed, gamma * ratio))
-    norms = (torch.stack(torch._foreach_norm(tensors)) for tensors in (plain, mixed))
-    return list(torch._foreach_mul(mixed, (gamma * _norm_ratio(*norms)).unbind()))
+        plain, mixed = plain.sum().expand_as(plain), mixed.sum().expand_as(mixed)
+    scale = gamma * _norm_ratio(plain.clamp_min(0).sqrt(), mixed.clamp_min(0).sqrt())
+    return own * scale, other * scale
+
+
+def combine_(
+    multimodal: Sequence[Tensor], unimodal: Sequence[Tensor], *, gamma: float = 1.5, rescale: Rescale = "tensor"
+) -> list[Tensor]:
+    """Turn the multimodal gradient of one encoder into its update, in place; both are tensors of the same shapes."""
+    update, others = list(multimodal), list(unimodal)
+    products = (_products(a, b) for a, b in ((update, update), (others, others), (update, others)))
+    own, other = factors(*products, gamma=gamma, rescale=rescale)
+    torch._foreach_mul_(update, list(own.unbind()))
+    torch._foreach_addcmul_(update, others, list(other.unbind()))
+    return update
+
+
+def _products(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+    """Return each pair's inner product `(n,)`."""
+    return torch.stack([torch.dot(x.reshape(-1), y.reshape(-1)) for x, y in zip(a, b, strict=True)])
 
 
 def _norm_ratio(plain: Tensor, mixed: Tensor) -> Tensor:
@@ -111,6 +130,5 @@ class MMPareto(Method):
     def combine_losses(self, modality: str, gradients: dict[str, dict[str, Tensor]], ctx: Context) -> dict[str, Tensor]:
         """Combine the gradients of the fused and the modality's own loss."""
         fused, unimodal = gradients.values()
-        pair = list(fused.values()), list(unimodal.values())
-        combined = combine(*pair, gamma=self.options.gamma, rescale=self.options.rescale)
-        return dict(zip(fused, combined, strict=True))
+        combine_(list(fused.values()), list(unimodal.values()), gamma=self.options.gamma, rescale=self.options.rescale)
+        return fused

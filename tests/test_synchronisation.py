@@ -26,7 +26,6 @@ EXCEPTIONS = {
     "pcgrad": HOST,
     "greedy": "whether the next steps run with one modality alone depends on the speeds",
     "imcl": "Lambert's W is SciPy's, and one share per modality comes from the min-norm problem",
-    "mmpareto": "whether the gradients agree decides on the share, which is a number",
     "rna_net": "in the first step alone, to refuse features that are normalised",
 }
 """Methods in whose steps a number is read, and what for."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from baselines.mmpareto import MMPareto, combine, pareto_weight
+from baselines.mmpareto import MMPareto, Rescale, combine_, pareto_weight
 from benchmark.context import Context
 from benchmark.data import Batch, Part
 from benchmark.diagnostics import PassCounter
@@ -26,6 +27,18 @@ def vectors(*rows: list[float]) -> list[Tensor]:
 
 def close(found: Tensor, expected: list[float]) -> None:
     torch.testing.assert_close(found, torch.tensor(expected, dtype=found.dtype), rtol=0, atol=5.1e-7)
+
+
+def share_of(multimodal: Tensor, unimodal: Tensor) -> float:
+    """Return the multimodal share of two vectors."""
+    return float(pareto_weight(multimodal.dot(multimodal), unimodal.dot(unimodal), multimodal.dot(unimodal)))
+
+
+def combine(
+    multimodal: Sequence[Tensor], unimodal: Sequence[Tensor], gamma: float = 1.5, rescale: Rescale = "tensor"
+) -> list[Tensor]:
+    """Return the update and leave the gradients as they are."""
+    return combine_([x.clone() for x in multimodal], unimodal, gamma=gamma, rescale=rescale)
 
 
 def random_tensors(seed: int) -> tuple[list[Tensor], list[Tensor]]:
@@ -46,7 +59,7 @@ class TestWorkedNumbers:
     def test_conflict_in_one_tensor(self) -> None:
         a, b = vectors([3, 0]), vectors([-1, 1])
         assert float(cosine(a[0], b[0])) == pytest.approx(-0.707107, abs=5e-7)
-        assert pareto_weight(a[0], b[0]) == pytest.approx(0.294118, abs=5e-7)
+        assert share_of(a[0], b[0]) == pytest.approx(0.294118, abs=5e-7)
         close(combine(a, b)[0], [0.813489, 3.253957])
 
     def test_agreement_is_gamma_times_the_sum(self) -> None:
@@ -56,7 +69,7 @@ class TestWorkedNumbers:
 
     def test_orthogonal_gradients_go_to_the_solver(self) -> None:
         a, b = vectors([1, 0]), vectors([0, 2])
-        assert pareto_weight(a[0], b[0]) == pytest.approx(0.8)
+        assert share_of(a[0], b[0]) == pytest.approx(0.8)
         mixed = 1.6 * a[0] + 0.4 * b[0]
         assert float((a[0] + b[0]).norm()) == pytest.approx(2.236068, abs=5e-7)
         assert float(mixed.norm()) == pytest.approx(1.788854, abs=5e-7)
@@ -65,7 +78,7 @@ class TestWorkedNumbers:
 
     def test_norm_correction_of_two_tensors_is_per_tensor(self) -> None:
         a, b = vectors([3, 0], [1, 0]), vectors([-2, 1], [0.5, 1])
-        share = pareto_weight(flatten(a), flatten(b))
+        share = share_of(flatten(a), flatten(b))
         assert float(cosine(flatten(a), flatten(b))) == pytest.approx(-0.695701, abs=5e-7)
         assert share == pytest.approx(0.431193, abs=5e-7)
         first, second = combine(a, b)
@@ -81,14 +94,14 @@ class TestInvariants:
     @pytest.mark.parametrize("seed", range(5))
     def test_swapping_the_gradients_swaps_the_weights(self, seed: int) -> None:
         a, b = map(flatten, random_tensors(seed))
-        assert pareto_weight(a, b) == pytest.approx(1 - pareto_weight(b, a))
+        assert share_of(a, b) == pytest.approx(1 - share_of(b, a))
 
     @pytest.mark.parametrize("rescale", ["tensor", "encoder"])
     @pytest.mark.parametrize("scale", [1e-6, 1e15])
-    def test_scaling_both_gradients_scales_the_result(self, scale: float, rescale: str) -> None:
+    def test_scaling_both_gradients_scales_the_result(self, scale: float, rescale: Rescale) -> None:
         a, b = random_tensors(0)
-        scaled = combine([scale * x for x in a], [scale * x for x in b], rescale=rescale)  # type: ignore[arg-type]
-        torch.testing.assert_close(flatten(scaled), scale * flatten(combine(a, b, rescale=rescale)))  # type: ignore[arg-type]
+        scaled = combine([scale * x for x in a], [scale * x for x in b], rescale=rescale)
+        torch.testing.assert_close(flatten(scaled), scale * flatten(combine(a, b, rescale=rescale)))
 
     @pytest.mark.parametrize("seed", range(5))
     def test_every_tensor_has_at_least_gamma_times_the_norm_of_the_plain_sum(self, seed: int) -> None:
@@ -96,16 +109,23 @@ class TestInvariants:
         for update, x, y in zip(combine(a, b), a, b, strict=True):
             assert float(update.norm()) >= 1.5 * float((x + y).norm()) * (1 - 1e-12)
 
-    def test_agreeing_tensors_give_exactly_gamma_times_the_sum(self) -> None:
+    def test_agreeing_tensors_give_gamma_times_the_sum(self) -> None:
         a, b = ([x.float() for x in row] for row in random_tensors(1))
         for update, x, y in zip(combine(a, [-y for y in b]), a, b, strict=True):
-            assert torch.equal(update, 1.5 * (x - y))
+            torch.testing.assert_close(update, 1.5 * (x - y))
+
+    def test_the_multimodal_gradient_becomes_the_update_and_the_unimodal_one_stays(self) -> None:
+        a, b = random_tensors(2)
+        expected, kept = combine(a, b), [y.clone() for y in b]
+        assert all(update is x for update, x in zip(combine_(a, b), a, strict=True))
+        assert torch.equal(flatten(a), flatten(expected))
+        assert torch.equal(flatten(b), flatten(kept))
 
     @pytest.mark.parametrize("seed", range(5))
     def test_encoder_rescale_keeps_the_pareto_direction_and_descends_both_losses(self, seed: int) -> None:
         a, b = random_tensors(seed)
         update = flatten(combine(a, b, rescale="encoder"))
-        share = pareto_weight(flatten(a), flatten(b))
+        share = share_of(flatten(a), flatten(b))
         assert float(cosine(update, share * flatten(a) + (1 - share) * flatten(b))) == pytest.approx(1)
         assert float(torch.dot(update, flatten(a))) > 0
         assert float(torch.dot(update, flatten(b))) > 0
@@ -148,7 +168,7 @@ def prepare(opposed: bool, **options: Any) -> tuple[MMPareto, Context, Batch]:
 class TestStep:
     @pytest.mark.parametrize("opposed", [False, True])
     @pytest.mark.parametrize("rescale", ["tensor", "encoder"])
-    def test_encoders_combine_two_gradients_and_heads_keep_the_plain_one(self, opposed: bool, rescale: str) -> None:
+    def test_encoders_combine_two_gradients_and_heads_keep_the_plain_one(self, opposed: bool, rescale: Rescale) -> None:
         method, ctx, batch = prepare(opposed, gamma=2.0, rescale=rescale)
         before = copy.deepcopy(ctx.model)
         method.step(batch, ctx)
@@ -162,7 +182,7 @@ class TestStep:
             names = [name for name in plain if name.startswith(f"encoders.{m}.")]
             a, b = (torch.autograd.grad(x, [plain[n] for n in names], retain_graph=True) for x in (fused, loss))
             assert (float(torch.dot(flatten(a), flatten(b))) < 0) is opposed
-            updates = combine(a, b, gamma=2.0, rescale=rescale)  # type: ignore[arg-type]
+            updates = combine(a, b, gamma=2.0, rescale=rescale)
             expected.update(zip(names, updates, strict=True))
         for name, parameter in ctx.model.named_parameters():
             torch.testing.assert_close(plain[name] - parameter, expected[name], msg=name)
