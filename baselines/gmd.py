@@ -8,14 +8,14 @@ all modalities, does not apply to separate encoders.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, combinations_with_replacement
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmark.gradients import NEGLIGIBLE_SQUARE, flatten, unflatten
+from benchmark.gradients import NEGLIGIBLE_SQUARE, inner
 from benchmark.method import Intervention, Method, MethodInfo, MethodOptions, Passes, Plan, reading, total
 
 if TYPE_CHECKING:
@@ -61,31 +61,35 @@ def projection_coefficients(gram: Tensor, orders: Tensor) -> Tensor:
     return coefficients
 
 
-def combine(gradients: Sequence[Mapping[Key, Tensor]], orders: Tensor, merge: Merge = "released") -> dict[Key, Tensor]:
-    """Return the update by parameter from each loss's gradients, in which a parameter it does not reach is missing.
+def combine_(gradients: Sequence[Mapping[Key, Tensor]], orders: Tensor, merge: Merge = "released") -> dict[Key, Tensor]:
+    """Turn each loss's gradients, in which a parameter it does not reach is missing, into the update by parameter.
 
-    All parameters form one vector, with zeros for the missing ones. "released" averages the projected gradients where
-    every loss reaches the parameter, and sums them elsewhere; "sum" sums them everywhere.
+    In place: the update lies in the tensors of the first loss that reaches a parameter. All parameters form one vector,
+    with zeros for the missing ones. "released" averages the projected gradients where every loss reaches the parameter,
+    and sums them elsewhere; "sum" sums them everywhere.
     """
     like = {key: value for given in gradients for key, value in given.items()}
     groups: dict[tuple[int, ...], list[Key]] = {}
     for key in like:
         groups.setdefault(tuple(k for k, given in enumerate(gradients) if key in given), []).append(key)
-    # Zeros add nothing to an inner product: a group of parameters holds one row per loss that reaches it.
-    rows = {
-        reached: flatten([gradients[k][key] for k in reached for key in keys]).view(len(reached), -1)
-        for reached, keys in groups.items()
-    }
+    # Zeros add nothing to an inner product: a group of parameters has one row of tensors per loss that reaches it.
+    rows = {reached: {k: [gradients[k][key] for key in keys] for k in reached} for reached, keys in groups.items()}
     gram = next(iter(like.values())).new_zeros(len(gradients), len(gradients))
-    for reached, group in rows.items():
-        index = torch.tensor(reached, device=gram.device)
-        gram[index[:, None], index] += group @ group.T
+    for row in rows.values():
+        for i, j in combinations_with_replacement(row, 2):
+            gram[i, j] += inner(row[i], row[j])
+    gram += gram.triu(1).T
     weights = projection_coefficients(gram, orders).sum(0).to(gram)
     merged: dict[Key, Tensor] = {}
-    for reached, group in rows.items():
+    for reached, row in rows.items():
         shared = merge == "released" and len(reached) == len(gradients)
-        update = (weights / len(gradients) if shared else weights)[list(reached)] @ group
-        merged.update(zip(groups[reached], unflatten(update, [like[key] for key in groups[reached]]), strict=True))
+        own = (weights / len(gradients) if shared else weights).unbind()
+        first, *others = reached
+        update = row[first]
+        torch._foreach_mul_(update, own[first])
+        for k in others:
+            torch._foreach_addcmul_(update, row[k], [own[k]] * len(update))
+        merged.update(zip(groups[reached], update, strict=True))
     return merged
 
 
@@ -146,14 +150,15 @@ class GMD(Method):
         apart: list[dict[tuple[str, str], Tensor]] = []
         for loss in losses.values():
             found = torch.autograd.grad(loss, list(shared.values()), retain_graph=True, allow_unused=True)
-            apart.append({key: value for key, value in zip(shared, found, strict=True) if value is not None})
+            # Copies, to be changed in place: `torch.autograd.grad` may give two parameters the same tensor.
+            apart.append({key: value.clone() for key, value in zip(shared, found, strict=True) if value is not None})
         features = ctx.feature_gradients_per_loss(forward, losses)
         for given, gradients in zip(apart, features.values(), strict=True):
             for modality, named in ctx.encoder_gradients(forward, gradients).items():
                 given.update({(modality, name): value for name, value in named.items()})
         released = self.options.merge == "released"
         orders = visiting_orders(len(apart), itself=released, generator=ctx.generator)
-        merged = combine(apart, orders, self.options.merge)
+        merged = combine_(apart, orders, self.options.merge)
         encoders: dict[str, dict[str, Tensor]] = {modality: {} for modality in forward.features}
         for (owner, name), gradient in merged.items():
             if owner == SHARED:

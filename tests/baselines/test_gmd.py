@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from baselines import pcgrad
-from baselines.gmd import GMD, combine, projection_coefficients, subsets, visiting_orders
+from baselines.gmd import GMD, Merge, combine_, projection_coefficients, subsets, visiting_orders
 from benchmark.context import Context
 from benchmark.data import Batch, Part
 from benchmark.diagnostics import Diagnostics, PassCounter
@@ -34,6 +35,11 @@ def close(found: Tensor, *expected: float) -> None:
 def project(stack: Tensor, orders: Tensor) -> Tensor:
     """Return the projected gradients `(S, P)`."""
     return projection_coefficients(stack @ stack.T, orders) @ stack
+
+
+def combine(gradients: Sequence[Mapping[str, Tensor]], orders: Tensor, merge: Merge = "released") -> dict[str, Tensor]:
+    """Return the update and leave the gradients as they are."""
+    return combine_([{key: value.clone() for key, value in given.items()} for given in gradients], orders, merge)
 
 
 def several(seed: int, count: int = 5, size: int = 6) -> Tensor:
@@ -146,6 +152,17 @@ class TestInvariants:
         assert subsets("abc", "single") == [("a",), ("b",), ("c",)]
 
 
+class Shifted(Concat):
+    """Adds two parameters to the joined features: one gradient for both."""
+
+    def __init__(self, widths: Mapping[str, int]) -> None:
+        super().__init__(widths)
+        self.one, self.two = (torch.nn.Parameter(torch.zeros(self.width)) for _ in range(2))
+
+    def forward(self, features: Mapping[str, Tensor]) -> Tensor:
+        return super().forward(features) + (self.one + self.two)
+
+
 IN_CONFLICT = (65, 204)
 """Seeds that between them have conflicting subset gradients for every fusion and number of modalities below."""
 
@@ -167,7 +184,7 @@ def prepare(
 
 
 class TestStep:
-    @pytest.mark.parametrize("fusion", [Concat, Sum, FiLM])
+    @pytest.mark.parametrize("fusion", [Concat, Sum, FiLM, Shifted])
     @pytest.mark.parametrize("modalities", ["ab", "abc"])
     @pytest.mark.parametrize("options", [{}, {"merge": "sum"}, {"subsets": "single"}])
     def test_update_is_that_of_subset_gradients_taken_one_by_one(
