@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmark.gradients import flatten, project_conflict, unflatten
+from benchmark.gradients import conflict, inner
 from benchmark.method import (
     Intervention,
     Method,
@@ -65,27 +65,30 @@ def shares(values: Mapping[str, Tensor], *, of_others: bool = False) -> dict[str
     return dict(zip(values, (1 - share) / (len(stacked) - 1) if of_others else share, strict=True))
 
 
-def project_task(task: Sequence[Tensor], divergence: Sequence[Tensor]) -> list[Tensor]:
-    """Return the task gradient without its component against the divergence's, both as one vector over all tensors."""
-    return unflatten(project_conflict(flatten(task), flatten(divergence)), task)
+def opposition(task: Sequence[Tensor], divergence: Sequence[Tensor]) -> Tensor:
+    """Return the f of the component f * divergence, 0-d, that the task gradient has against the divergence's, else 0.
+
+    Both are one vector over all tensors.
+    """
+    return conflict(inner(task, divergence), inner(divergence, divergence))
 
 
-def combine(
+def combine_(
     fused: Gradients, unimodal: Gradients, divergence: Gradients, scope: Scope = "stacked"
 ) -> dict[str, dict[str, Tensor]]:
-    """Return projected fused + unimodal + divergence gradient of every encoder.
+    """Turn the fused gradients, in place, into projected fused + unimodal + divergence gradient of every encoder.
 
     One projection over the "stacked" encoders, one within each "encoder", or "none".
     """
-    result: dict[str, dict[str, Tensor]] = {name: {} for name in fused}
     for group in [list(fused)] if scope == "stacked" else [[name] for name in fused]:
-        keys = [(m, p) for m in group for p in fused[m]]
-        first, second, third = ([source[m][p] for m, p in keys] for source in (fused, unimodal, divergence))
-        if scope != "none":
-            first = project_task(first, third)
-        for (m, p), a, b, c in zip(keys, first, second, third, strict=True):
-            result[m][p] = a + b + c
-    return result
+        first, second, third = (
+            [source[m][p] for m in group for p in fused[m]] for source in (fused, unimodal, divergence)
+        )
+        kept = first[0].new_ones(()) if scope == "none" else 1 - opposition(first, third)
+        torch._foreach_add_(first, second)
+        # What is taken from the fused gradient and the divergence's own lie along one vector.
+        torch._foreach_addcmul_(first, third, [kept] * len(first))
+    return {name: dict(values) for name, values in fused.items()}
 
 
 class BalGrad(Method):
@@ -161,5 +164,5 @@ class BalGrad(Method):
         losses = self.losses(forward, batch, ctx)
         by_loss = ctx.feature_gradients_per_loss(forward, losses)
         gradients = {name: ctx.encoder_gradients(forward, values) for name, values in by_loss.items()}
-        ctx.set_encoder_grads(combine(**gradients, scope=self.options.projection))
+        ctx.set_encoder_grads(combine_(**gradients, scope=self.options.projection))
         ctx.update(total(losses))
