@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from benchmark.gradients import cosine
 from benchmark.method import Intervention, Method, MethodInfo, MethodOptions, option, reading, total
-from benchmark.model import MultimodalModel, output_layer, perceptron
+from benchmark.model import MultimodalModel, output_layer
 from benchmark.task import Task
 
 if TYPE_CHECKING:
@@ -131,21 +131,22 @@ class CGGM(Method):
     @classmethod
     def refuses(cls, options: Options, task: Task) -> str | None:
         """Return why a linear fused head has no slice of a classifier's shape."""
-        with torch.device("meta"):
-            found = task.fusion(task.widths).part_widths
-        if task.hidden is None and found != task.widths:
-            return (
-                f"compares each classifier with its slice of the fused head: the features {task.widths} differ from "
-                f"the slices {found} of fusion {task.fusion.__name__.lower()}; use concat, or encoders of one width"
-            )
+        if task.hidden is None:
+            with torch.device("meta"):
+                found = task.fusion(task.widths).part_widths
+            if found != task.widths:
+                return (
+                    f"compares each classifier with its slice of the fused head: the features {task.widths} differ "
+                    f"from the slices {found} of fusion {task.fusion.__name__.lower()}; use concat, or encoders of one "
+                    "width"
+                )
         return super().refuses(options, task)
 
     def build(self) -> MultimodalModel:
         """Build the model with a classifier per modality, made as the fused head is."""
-        model, hidden = self.task.build_model(unimodal_heads=True), self.task.hidden
-        if hidden is not None:
-            heads = {m: perceptron(width, hidden, model.classes) for m, width in model.widths.items()}
-            model.unimodal_heads = nn.ModuleDict(heads)
+        model = self.task.build_model()
+        heads = {m: self.task.build_head(width) for m, width in model.widths.items()}
+        model.unimodal_heads = nn.ModuleDict(heads)
         return model
 
     def start_epoch(self, ctx: Context) -> None:

@@ -52,13 +52,19 @@ class Task:
         model = model_class(self.encoders(), self.fusion, self.classes, unimodal_heads)
         # A model class of a method's own has the head that the method is about.
         if self.hidden is not None and model_class is MultimodalModel:
-            model.head = perceptron(model.fusion.width, self.hidden, self.classes)  # type: ignore[assignment]
+            model.head = self.build_head(model.fusion.width)  # type: ignore[assignment]
         return model
+
+    def build_head(self, width: int) -> nn.Module:
+        """Build what maps `(B, width)` to logits `(B, C)` as the fused head does: linear, or with the hidden layer."""
+        return _map(width, self.hidden, self.classes)
 
     def build_discriminator(self, width: int) -> nn.Module | None:
         """Build what tells the source domains from the fused vector `(B, width)`; None where there is one or none."""
         if len(self.domains) < 2:
             return None
-        if self.hidden is None:
-            return nn.Linear(width, len(self.domains))
-        return perceptron(width, self.hidden, len(self.domains))
+        return _map(width, self.hidden, len(self.domains))
+
+
+def _map(width: int, hidden: int | None, outputs: int) -> nn.Module:
+    return nn.Linear(width, outputs) if hidden is None else perceptron(width, hidden, outputs)

@@ -309,6 +309,13 @@ class TestReadings:
         expected = joint_gradients(before, second)["head.2.weight"] + 0.2 * pull
         torch.testing.assert_close(gradients(before, ctx.model)["head.2.weight"], expected, rtol=1e-4, atol=1e-6)
 
+    @pytest.mark.parametrize("hidden", [None, 6])
+    def test_all_but_the_classifiers_starts_as_in_joint_training(self, hidden: int | None) -> None:
+        chosen = replace(task(a=4, b=5), hidden=hidden)
+        own, joint = (prepare(kind, chosen)[1].model.state_dict() for kind in (CGGM, Method))
+        assert all(torch.equal(own[name], value) for name, value in joint.items())
+        assert {name.partition(".")[0] for name in own.keys() - joint.keys()} == {"unimodal_heads"}
+
 
 class TestRefusals:
     def test_slices_of_another_width_than_the_features_are_refused(self) -> None:
