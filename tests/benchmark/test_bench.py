@@ -183,7 +183,17 @@ class TestTable:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "headroom"), [("rgm", 1.05), ("mmcosine", 1.05), ("cggm", 1.05), ("gmp", 1.05), ("gmp_bench", 1.1)]
+    ("name", "headroom"),
+    [
+        ("rgm", 1.05),
+        ("mmcosine", 1.05),
+        ("cggm", 1.05),
+        ("gmp", 1.05),
+        ("mmpareto", 1.05),
+        ("gmd", 1.05),
+        ("gmp_bench", 1.1),
+        ("balgrad", 1.1),
+    ],
 )
 def test_a_step_with_resnet18_costs_little_more_than_its_passes(name: str, headroom: float) -> None:
     torch.set_num_threads(1)
