@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -181,11 +182,18 @@ class TestTable:
         )
 
 
+@cache
+def with_resnet18(headroom: float) -> Bench:
+    # Shared, so that yardsticks are measured once. What is over its limit is measured in three times as many rounds.
+    return Bench(replace(RESNET, headroom=headroom), rounds=3)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "headroom"),
     [
         ("rgm", 1.05),
+        ("ogm_ge", 1.1),  # draws a normal number for each of 22 million entries
         ("mmcosine", 1.05),
         ("cggm", 1.05),
         ("gmp", 1.05),
@@ -197,7 +205,7 @@ class TestTable:
 )
 def test_a_step_with_resnet18_costs_little_more_than_its_passes(name: str, headroom: float) -> None:
     torch.set_num_threads(1)
-    cost = Bench(replace(RESNET, headroom=headroom)).cost(name)
+    cost = with_resnet18(headroom).cost(name)
     sys.stdout.write(f"{cost}\n")
     assert not cost.over, str(cost)
 
