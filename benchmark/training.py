@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from torch import Tensor
 
 from benchmark import seeding
@@ -56,7 +57,10 @@ class Fit:
 
 def cpu_or_cuda(precision: str) -> Fabric:
     """Return a Fabric on the first CUDA device, or on the CPU: energies need float64, which no other device has."""
-    return Fabric(accelerator="cuda" if torch.cuda.is_available() else "cpu", devices=1, precision=precision)  # type: ignore[arg-type]
+    accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    # Named, as Lightning would take a cell in an allocation of SLURM for one of several processes that train together.
+    plugins = [LightningEnvironment()]
+    return Fabric(accelerator=accelerator, devices=1, precision=precision, plugins=plugins)  # type: ignore[arg-type]
 
 
 def initialised(method: Method, seed: int) -> MultimodalModel:

@@ -17,7 +17,7 @@ from benchmark.conformance_task import SOURCES, Tiny, Widths, check_parts, check
 from benchmark.errors import UsageError
 from benchmark.lightning import BalancedModule
 from benchmark.registry import METHODS
-from benchmark.training import Fit, fit
+from benchmark.training import Fit, cpu_or_cuda, fit
 
 PARTS = check_parts(2)
 with torch.random.fork_rng():
@@ -167,3 +167,9 @@ def test_random_layers_draw_what_they_draw_in_our_loop(tmp_path: Path) -> None:
     task = replace(TASK, backbone=lambda name, _shape: copy.deepcopy(encoders[name]))
     expected = fit(method(method.Options(), task), PARTS, check_protocol(), 0).model.state_dict()
     assert [key for key, value in trained.model.state_dict().items() if not torch.equal(value, expected[key])] == []
+
+
+def test_a_cell_in_an_allocation_of_several_slurm_tasks_trains_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_NAME", "grid")
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    assert cpu_or_cuda("32-true").world_size == 1
