@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -61,11 +60,6 @@ class Tally:
     def exit_status(self) -> int:
         """0 when every cell is finished, 1 when some failed or lack their data, 130 after Ctrl-C."""
         return INTERRUPTED if self.interrupted else int(bool(self.failed or self.absent))
-
-
-def default_jobs() -> int:
-    """Return the number of cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def fill(
@@ -130,11 +124,10 @@ def complete(
 ) -> Tally:
     """Train those cells that have no result and say what became of them; Ctrl-C keeps what is finished.
 
-    Cells whose data are not on this machine are left out and named. Raises UsageError for a cell that cannot run,
-    before the first one starts, DataError when no cell has its data, and StorageError when results cannot be
-    written.
+    `jobs` are trained side by side, None: as many as the executor's devices hold. Cells whose data are not on this
+    machine are left out and named. Raises UsageError for a cell that cannot run, before the first one starts,
+    DataError when no cell has its data, and StorageError when results cannot be written.
     """
-    jobs = jobs or default_jobs()
     execute = executors.load(executor)
     store = store or Store()
     started = time.monotonic()

@@ -42,12 +42,15 @@ Outcomes: TypeAlias = Generator[Outcome[T, R], None, None]
 class Executor(Protocol):
     """Calls `function` on every task, at most `jobs` at a time, and yields outcomes as they come.
 
-    `function` and the tasks are picklable. Closing the generator stops what is running; a process that dies
-    fails its own task and no other.
+    `function` and the tasks are picklable, and importable by name where the workers run. `jobs` None is what the
+    executor's devices hold. Closing the generator stops what is running; a process that dies, or a node, fails its
+    own task and no other, after it was tried again.
     """
 
-    def __call__(self, function: Callable[[Any], Any], tasks: Sequence[Any], *, jobs: int) -> Outcomes[Any, Any]:
-        """Start the generator."""
+    def __call__(
+        self, function: Callable[[Any], Any], tasks: Sequence[Any], *, jobs: int | None = None
+    ) -> Outcomes[Any, Any]:
+        """Start the generator; raises UsageError where the executor cannot run here."""
 
 
 def load(name: str) -> Executor:

@@ -1,97 +1,52 @@
-"""Warm, single-threaded worker processes on this machine."""
+"""Warm, single-threaded worker processes on this machine, in turn on its GPUs."""
 
 from __future__ import annotations
 
 import os
 import pickle
 import signal
-import sys
 import threading
-import traceback
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from multiprocessing import connection, get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any, TypeVar
 
-from benchmark.executors import Failure, Outcome, Outcomes
+from benchmark.executors import Outcomes, devices, pool
+from benchmark.executors.pool import Died
+from benchmark.executors.worker import ONE_THREAD, answer
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-RETRIES = 2
-"""How often a task is tried again after its worker has died: there may be more free memory later."""
-
 STOP_SECONDS = 5.0
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
-@dataclass
-class _Try:
-    """A task and how often it has been started."""
-
-    index: int
-    started: int = 0
-
-
-def run(function: Callable[[T], R], tasks: Sequence[T], *, jobs: int) -> Outcomes[T, R]:
+def run(function: Callable[[T], R], tasks: Sequence[T], *, jobs: int | None = None) -> Outcomes[T, R]:
     """Call `function` on every task in `jobs` worker processes and yield the outcomes as they come.
 
-    Workers live as long as there are tasks. One that dies is replaced and its task tried again, `RETRIES`
-    times at most. When the generator is closed, workers are terminated; when this process is killed, they end
-    by themselves.
+    `jobs` None is one per core, and on GPUs as many as their memory holds; workers take the GPUs in turn. They live as
+    long as tasks wait. When the generator is closed, they are terminated; when this process is killed, they end by
+    themselves.
     """
-    waiting = deque(_Try(index) for index in range(len(tasks)))
-    idle = [_Worker(function) for _ in range(min(jobs, len(tasks)))]
-    busy: dict[_Worker, _Try] = {}
-    try:
-        while waiting or busy:
-            while waiting and idle:
-                attempt, worker = waiting.popleft(), idle.pop()
-                attempt.started += 1
-                worker.send(tasks[attempt.index])
-                busy[worker] = attempt
-            for worker in _ready(busy):
-                attempt = busy.pop(worker)
-                answer = worker.answer()
-                if isinstance(answer, _Died):
-                    worker.stop()
-                    worker = _Worker(function)
-                idle.append(worker)
-                if not isinstance(answer, _Died):
-                    yield Outcome(tasks[attempt.index], answer)
-                elif attempt.started <= RETRIES:
-                    waiting.append(attempt)
-                else:
-                    message = f"The worker process ended with {answer.how}, {attempt.started} times in a row."
-                    yield Outcome(tasks[attempt.index], Failure("WorkerDied", message))
-    finally:
-        for worker in [*idle, *busy]:
-            worker.terminate()
-        for worker in [*idle, *busy]:
-            worker.stop()
-
-
-@dataclass(frozen=True)
-class _Died:
-    """A worker that ended without an answer; `how` is its exit status in words."""
-
-    how: str
+    gpus = devices.gpus()
+    names: list[str | None] = [gpu.name for gpu in gpus] or [None]
+    jobs = min(jobs or devices.default_jobs(devices.cores(), gpus), len(tasks))
+    pickled = pickle.dumps(function)
+    workers = [_Worker(pickled, names[number % len(names)]) for number in range(jobs)]
+    return pool.serve(tasks, workers, _ready, least=len(names))
 
 
 class _Worker:
-    """One process, started with its first task."""
+    """A process of this machine, on the GPU of that name."""
 
-    def __init__(self, function: Callable[[T], R]) -> None:
-        self._function = pickle.dumps(function)
+    def __init__(self, function: bytes, gpu: str | None) -> None:
+        self._function, self._gpu = function, gpu
         self._process: SpawnProcess | None = None
         self._pipe: Connection | None = None
 
     def send(self, task: object) -> None:
-        """Start the process if need be and hand it a task; a dead one is noticed when its answer is read."""
         if self._process is None:
             self._start()
         assert self._pipe is not None
@@ -101,7 +56,8 @@ class _Worker:
     def _start(self) -> None:
         context = get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(theirs, self._function), name="equipoise worker")
+        arguments = (theirs, self._function, self._gpu)
+        self._process = context.Process(target=serve, args=arguments, name="equipoise worker")
         # Ctrl-C reaches the whole process group. The mask is inherited, so that only this process acts on it. The
         # tracker of multiprocessing would start between the two calls and unblock the signal.
         resource_tracker.ensure_running()
@@ -119,22 +75,19 @@ class _Worker:
         return self._pipe, self._process.sentinel
 
     def answer(self) -> Any:
-        """Return what the worker sent, or how it died."""
         assert self._pipe is not None
         assert self._process is not None
         try:
             return self._pipe.recv()
         except (EOFError, OSError):
             self._process.join()
-            return _Died(_exit_status(self._process.exitcode))
+            return Died(_exit_status(self._process.exitcode))
 
     def terminate(self) -> None:
-        """Ask the process to end, without waiting."""
         if self._process is not None:
             self._process.terminate()
 
     def stop(self) -> None:
-        """End the process and wait until it has ended."""
         self.terminate()
         if self._process is None or self._pipe is None:
             return
@@ -147,7 +100,7 @@ class _Worker:
         self._process = None
 
 
-def _ready(busy: dict[_Worker, _Try]) -> list[_Worker]:
+def _ready(busy: Collection[_Worker]) -> list[_Worker]:
     """Wait for an answer or a death, and return the workers concerned."""
     owner: dict[Connection | int, _Worker] = {handle: worker for worker in busy for handle in worker.handles()}
     return list(dict.fromkeys(owner[handle] for handle in connection.wait(list(owner))))  # type: ignore[index]
@@ -160,28 +113,21 @@ def _exit_status(code: int | None) -> str:
     return f"{name} (out of memory?)" if name == "SIGKILL" else name
 
 
-def serve(pipe: Connection, pickled: bytes) -> None:
+def serve(pipe: Connection, function: bytes, gpu: str | None) -> None:
     """Answer tasks until the pipe is closed; runs in the worker.
 
-    `pickled` is the function, unpickled late because that may import torch.
+    `function` is pickled and unpickled late because that may import torch, which reads the environment then.
     """
     die_with_parent()
-    for name in _THREADS:
-        os.environ[name] = "1"
+    os.environ.update(ONE_THREAD)
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     while True:
         try:
             task = pipe.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, ConnectionResetError):  # reset: killed while it was sending
             return
-        try:
-            function = pickle.loads(pickled)
-            if "torch" in sys.modules:
-                sys.modules["torch"].set_num_threads(1)
-            message = pickle.dumps(function(task))
-        except Exception as error:  # noqa: BLE001 - whatever a task raises is its outcome
-            failure = Failure(type(error).__name__, str(error), traceback.format_exc())
-            message = pickle.dumps(failure)
-        pipe.send_bytes(message)
+        pipe.send_bytes(answer(function, task))
 
 
 def die_with_parent() -> None:

@@ -11,6 +11,8 @@ from itertools import islice
 from multiprocessing import get_context
 from typing import TypeVar
 
+from benchmark.executors.devices import cores
+
 Clip = TypeVar("Clip")
 Result = TypeVar("Result")
 
@@ -30,9 +32,7 @@ def decode_all(
     process down, as a broken file can do inside a C library, the result is `crashed(clip)`; an exception is raised
     here.
     """
-    from benchmark.grid import default_jobs  # not needed in the processes, which import this module too
-
-    jobs = jobs or default_jobs()
+    jobs = jobs or cores()
     queue = iter(clips)
     waiting: deque[tuple[Clip, Future[Result]]] = deque()
     pool = _processes(jobs)
