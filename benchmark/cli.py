@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from benchmark.errors import INTERRUPTED, EquipoiseError, UsageError, disk_full
+from benchmark.executors import EXECUTORS
 
 if TYPE_CHECKING:
     from benchmark.protocol import Cell, Experiment
@@ -223,11 +224,23 @@ def _loaded(experiment: str, quick: bool) -> Experiment:
     return load_experiment(f"{experiment}{QUICK}" if quick else experiment)
 
 
+_executor = click.option(
+    "--executor",
+    type=click.Choice(list(EXECUTORS)),
+    default="local",
+    show_default=True,
+    help="Where cells are trained: this machine, or a cluster (docs/executors.md).",
+)
+_jobs = click.option(
+    "-j", "--jobs", type=click.IntRange(min=1), help="Cells side by side. Default: as many as the cores or GPUs hold."
+)
+
+
 @cli.command()
 @click.argument("experiment")
 @_quick
-@click.option("--executor", type=click.Choice(["local"]), default="local", show_default=True)
-@click.option("-j", "--jobs", type=click.IntRange(min=1), help="Worker processes. Default: one per core.")
+@_executor
+@_jobs
 @click.option("--method", "methods", multiple=True, help="Only this method's cells; may be repeated.")
 def grid(experiment: str, quick: bool, executor: str, jobs: int | None, methods: tuple[str, ...]) -> int:
     """Train every cell of an experiment that has no result yet."""
@@ -244,14 +257,15 @@ def grid(experiment: str, quick: bool, executor: str, jobs: int | None, methods:
     help="Stop after this many trials per row, at most those declared, to go on later. A row chooses its values when "
     "it has had all that are declared.",
 )
-@click.option("-j", "--jobs", type=click.IntRange(min=1), help="Worker processes. Default: one per core.")
+@_executor
+@_jobs
 @click.option("--method", "methods", multiple=True, help="Only this method's rows, the others stay; may be repeated.")
-def tune(experiment: str, budget: int | None, jobs: int | None, methods: tuple[str, ...]) -> int:
+def tune(experiment: str, budget: int | None, executor: str, jobs: int | None, methods: tuple[str, ...]) -> int:
     """Choose the values of every row on validation data, with the budget that the experiment declares."""
     from benchmark.experiments import load_experiment
     from benchmark.tuning import tune as tune_rows
 
-    return tune_rows(load_experiment(experiment, untuned=True), budget, methods, jobs)
+    return tune_rows(load_experiment(experiment, untuned=True), budget, methods, jobs, executor=executor)
 
 
 @cli.command()

@@ -8,7 +8,8 @@ the tables'.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import product
 
 import click
@@ -16,9 +17,9 @@ import click
 from benchmark.candidates import Candidate, Document, seeds
 from benchmark.errors import INTERRUPTED, DataError, UsageError
 from benchmark.experiments import TUNING_SCHEMA, absent_data, row_terms, stale_rows, tuning_file, tuning_record
-from benchmark.grid import Train, complete, refuse_unknown_methods
+from benchmark.grid import Tally, Train, complete, refuse_unknown_methods
 from benchmark.paths import results_home
-from benchmark.protocol import Experiment, Setting, Tuning
+from benchmark.protocol import Cell, Experiment, Setting, Tuning
 from benchmark.run import check_cell, run_cell
 from benchmark.store import Store, write_atomically
 
@@ -29,6 +30,7 @@ def tune(
     methods: Sequence[str] = (),
     jobs: int | None = None,
     *,
+    executor: str = "local",
     train: Train = run_cell,
 ) -> int:
     """Tune every row in every column group, or those of the named methods, and return the exit status as a grid's.
@@ -59,7 +61,8 @@ def tune(
     todo = [c for c in every if not c.settled(known.get(c.place, {}).get(c.row.label), store)]
     if todo:
         _refuse_wrong_values(experiment, todo)
-        status = _search(experiment, tuning, todo, budget or tuning.trials, store, jobs, train)
+        fill = partial(complete, jobs=jobs, executor=executor, train=train, store=store)
+        status = _search(experiment, tuning, todo, budget or tuning.trials, store, fill)
     else:
         click.echo(f"{experiment.name}: all {len(every)} rows are tuned.")
         status = 0
@@ -107,8 +110,7 @@ def _search(
     candidates: Sequence[Candidate],
     limit: int,
     store: Store,
-    jobs: int | None,
-    train: Train,
+    fill: Callable[[list[Cell], str], Tally],
 ) -> int:
     """Train one trial of every row per round, all in one pool; the result file is written after each round."""
     failed, absent = False, set[str]()
@@ -119,7 +121,7 @@ def _search(
             break
         cells = [cell for candidate, setting in asked for cell in candidate.cells(setting)]
         name = f"{experiment.name}, trial {number} of {tuning.trials}"
-        tally = complete(cells, name, jobs, train=train, store=store)
+        tally = fill(cells, name)
         if tally.interrupted:
             return INTERRUPTED
         reasons = {store.key(cell): reason for cell, reason in tally.failed}

@@ -9,14 +9,22 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar, cast
 
-from benchmark.errors import unknown_name
+from benchmark.errors import UsageError, unknown_name
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-EXECUTORS = {"local": "benchmark.executors.local:run"}
+EXECUTORS = {
+    "local": "benchmark.executors.local:run",
+    "slurm": "benchmark.executors.slurm:run",
+    "ray": "benchmark.executors.ray:run",
+}
+
+PACKAGES = {"slurm": "submitit", "ray": "ray"}
+"""What an executor needs beyond the suite; the extra that installs it is named like the executor."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +62,13 @@ class Executor(Protocol):
 
 
 def load(name: str) -> Executor:
-    """Return the executor of that name; raises UsageError with the list for an unknown one."""
+    """Return the executor of that name; raises UsageError for an unknown one, or without the package it needs."""
     if name not in EXECUTORS:
         raise unknown_name("executor", name, EXECUTORS)
+    package = PACKAGES.get(name)
+    if package is not None and find_spec(package) is None:
+        raise UsageError(
+            f"Executor {name!r} needs the package {package}, which is not installed: `pip install equipoise[{name}]`."
+        )
     module, _, attr = EXECUTORS[name].partition(":")
     return cast("Executor", getattr(importlib.import_module(module), attr))
