@@ -8,14 +8,13 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from filelock import FileLock, Timeout
-
+from benchmark import leases
 from benchmark.executors import local
 from benchmark.store import storing, write_atomically
 
@@ -55,19 +54,9 @@ class Spool:
             finally:
                 self.remove()
 
-    @contextmanager
-    def lease(self) -> Iterator[bool]:
+    def lease(self) -> AbstractContextManager[bool]:
         """Hold what the driver holds as long as it lives; yields whether it was free."""
-        lock = FileLock(self.folder / "lease", timeout=0)
-        try:
-            lock.acquire()
-        except (Timeout, FileNotFoundError):
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            lock.release()
+        return leases.hold(self.folder, seconds=0)
 
     def begin(self, number: int) -> None:
         """Note that the task is being tried."""
