@@ -200,12 +200,18 @@ def _seconds(batches: Iterator[object], turns: list[float]) -> float:
 
 
 def run(dataset: str, rounds: int) -> int:
-    """Print the speeds of a prepared dataset's input; return 1 if one is under its floor, else 0."""
+    """Print the speeds of a dataset's input and how busy it keeps a GPU; return 1 if one is under its floor, else 0."""
     import click
+
+    from benchmark.bench_busy import busy
 
     torch.set_num_threads(1)
     under = False
     for found in speeds(dataset, rounds):
         click.echo(str(found))
         under = under or found.under
+    if torch.cuda.is_available():
+        occupied = busy(dataset, rounds)
+        click.echo(str(occupied))
+        under = under or occupied.under
     return int(under)
