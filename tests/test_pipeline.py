@@ -29,6 +29,7 @@ PLUMBING = {
     "cli",
     "dataset",
     "errors",
+    "executors",
     "experiments",
     "paths",
     "protocol",

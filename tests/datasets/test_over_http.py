@@ -37,9 +37,9 @@ TARGETS = {"hac": "animal", "epic_kitchens": "D2"}
 """The domain that is left out of a dataset that has some."""
 
 
-def here(function: Callable[[Any], Any], tasks: Sequence[Any], *, jobs: int) -> Outcomes[Any, Any]:
+def here(function: Callable[[Any], Any], tasks: Sequence[Any], *, jobs: int | None = None) -> Outcomes[Any, Any]:
     """Run cells in this process, where the look-alike's card is."""
-    assert jobs > 0
+    assert jobs is None
     for task in tasks:
         yield Outcome(task, function(task))
 
