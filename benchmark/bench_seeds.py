@@ -2,7 +2,7 @@
 
 Two ways to put five models into one graph are measured, both with bare PyTorch loops on either side: `torch.func`'s
 `vmap` over stacked parameters, and one model whose channels are those of all five, in which grouped convolutions and
-batched products keep the seeds apart. The suite uses neither; docs/performance-seeds.md says why.
+batched products keep the seeds apart. The suite uses neither; docs/performance.md says why.
 """
 
 from __future__ import annotations

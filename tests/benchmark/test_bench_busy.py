@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +15,11 @@ from benchmark.bench import Workload
 from benchmark.bench_busy import Busy, busy, share
 from benchmark.data import Batch, Part
 from benchmark.method import REFERENCE
+from benchmark.preparation import prepare
 from benchmark.registry import METHODS
 from benchmark.training import initialised
+from datasets.cremad import CREMAD
+from tests.datasets.many import write_many
 
 WORK = Workload("small", {"upper": (1, 3, 8), "lower": (1, 5, 8)}, batch_size=8, steps=4, epochs=1, bare_limit=9.0)
 
@@ -53,3 +57,14 @@ def test_an_epoch_is_one_of_resnet18_on_the_prepared_training_part(
     assert found.samples == 40
     assert found.device.startswith(("cpu", "cuda"))
     assert found.share > 0.5
+
+
+@pytest.mark.gpu
+def test_a_gpu_trains_in_nine_tenths_of_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lookalike = write_many(tmp_path / "raw" / "cremad", 600, published_size=False)
+    monkeypatch.setattr(CREMAD, "card", lookalike.cards[CREMAD])
+    monkeypatch.setenv("EQUIPOISE_DATA", str(tmp_path))
+    prepare("cremad", say=lambda _: None)
+    found = busy("cremad", rounds=5)
+    sys.stdout.write(f"{found}\n")
+    assert not found.under
