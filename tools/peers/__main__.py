@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import shutil
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -29,6 +30,8 @@ FRAMES = CREMAD.card.shapes["video"][1]
 OURS = "Equipoise"
 FEW = 8
 """Clips whose preparing is subtracted from that of all, with the start of its processes."""
+PREPARATIONS = 3
+"""Differences of which the median counts: the start of processes takes longer than a clip, and varies."""
 
 
 def launched(python: Path, kind: str, copy: Path, arguments: Sequence[str], log: Path) -> Contestant:
@@ -49,27 +52,39 @@ def turn_of(contestant: Contestant, clips: int) -> Turn:
 
 
 def our_side(clips: Sequence[Clips], recipe: Recipe, work: Path) -> Contestant:
-    """Return ourselves, who first prepare each of the selections of clips."""
+    """Return ourselves, who first prepare each of the selections of clips, and train on the last."""
     homes = [str(own.folder.parents[1]) for own in clips]
     command = [sys.executable, "-m", "tools.peers.ours", str(recipe.batch), *homes]
     return Contestant(OURS, command, SOURCE_ROOT, work / "ours.log")
 
 
+def preparing(ours: Contestant, selections: Sequence[Clips]) -> float:
+    """Have us prepare few clips and all of them in turn; returns seconds per clip without the start of processes."""
+    seconds = [float(ours.turn()["prepared"]) for _ in selections]
+    pairs = range(0, len(selections), 2)
+    more = len(selections[1].names) - len(selections[0].names)
+    return statistics.median(seconds[first + 1] - seconds[first] for first in pairs) / more
+
+
 def measured(
-    clones: Sequence[Clone], few: Clips, clips: Clips, recipe: Recipe, rounds: int, python: Path, work: Path
+    clones: Sequence[Clone], selections: Sequence[Clips], recipe: Recipe, rounds: int, python: Path, work: Path
 ) -> tuple[list[Figures], Mapping[str, Answer]]:
-    """Prepare once, then train in turns; returns the figures, ours first, and what each runs on."""
+    """Prepare few clips and all of them in turn, then train on all in turns; returns figures, ours first, and devices.
+
+    Devices come with the versions of what runs on them.
+    """
+    clips = selections[-1]
     write = {OGM_GE: adapters.ogm_ge, BALANCE: adapters.balance}
     arguments = {c.peer: write[c.peer](c, clips, recipe, work / c.peer.key) for c in clones}
     count, everything = len(clips.parts["train"]), len(clips.names)
     with ExitStack() as running:
-        ours = running.enter_context(our_side([few, clips], recipe, work))
-        start, whole = (ours.turn()["prepared"] for _ in (few, clips))
+        ours = running.enter_context(our_side(selections, recipe, work))
+        our_seconds = preparing(ours, selections)
         options = [str(clips.folder), str(recipe.frames)]
         with launched(python, "frames", work / OGM_GE.key, options, work / "frames.log") as extraction:
             answer = extraction.turn()
         prepared = {
-            OURS: (whole - start) / (everything - len(few.names)),
+            OURS: our_seconds,
             OGM_GE.title: answer["frames"] / everything,
             BALANCE.title: (answer["frames"] + answer["spectrograms"]) / everything,
         }
@@ -97,14 +112,19 @@ def notes(
     device = runs_on[OURS]["device"]
     cpu = f"one thread of a CPU ({platform.machine()}), CPU time"
     commits = [f"{c.peer.repository} {c.commit[:12]}{' with changes' if c.changed else ''}" for c in clones]
-    versions = {name: text for own in runs_on.values() for name, text in own.items() if name != "device"}
-    own = str(provenance()["commit"] or "without a commit")
+    versions: dict[str, dict[str, None]] = {}
+    for hello in runs_on.values():
+        for name, text in hello.items():
+            versions.setdefault(name, {})[text] = None
+    del versions["device"]
+    made = provenance()
+    own = f"{str(made['commit'] or 'without a commit')[:12]}{' with changes' if made['dirty'] else ''}"
     return {
         "Work": f"OGM-GE with ResNet-18, {len(clips.parts['train'])} clips of {recipe.frames} frames, batch "
         f"{recipe.batch}; median of {rounds} rounds in which all take turns, after a batch to warm up",
         "Device": cpu if device == "CPU" else f"{device}, time on the wall",
-        "Code": ", ".join([f"Equipoise {own[:12]}", *commits]),
-        "Versions": ", ".join([f"python {platform.python_version()}", *(f"{n} {t}" for n, t in versions.items())]),
+        "Code": ", ".join([f"Equipoise {own}", *commits]),
+        "Versions": ", ".join(f"{name} {' and '.join(found)}" for name, found in versions.items()),
     }
 
 
@@ -131,13 +151,14 @@ def cli(
     clones = [opened(OGM_GE, ogm_ge), opened(BALANCE, balance)]
     recipe = Recipe(batch, FRAMES)
     work = Path(mkdtemp(prefix="peers-"))
-    few, clips = (chosen(folder, n, work / f"{n}/raw/cremad") for n in (FEW, count))
-    for own in (few, clips):
+    homes = [(n, work / f"{n}-{number}") for number in range(PREPARATIONS) for n in (FEW, count)]
+    selections = [chosen(folder, n, home / "raw/cremad") for n, home in homes]
+    for own in selections:
         write_sources(own)
-    adapters.write_summary(clips)
-    found, runs_on = measured(clones, few, clips, recipe, rounds, python.absolute(), work)
+    adapters.write_summary(selections[-1])
+    found, runs_on = measured(clones, selections, recipe, rounds, python.absolute(), work)
     shutil.rmtree(work)  # where it failed, what everybody said is left
-    table = rendered(found, notes(clones, clips, recipe, rounds, runs_on))
+    table = rendered(found, notes(clones, selections[-1], recipe, rounds, runs_on))
     click.echo(table)
     if page is not None:
         page.write_text(with_table(page.read_text(encoding="utf-8"), table), encoding="utf-8")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import platform
 import runpy
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,9 +32,9 @@ SPECTROGRAMS = "Spectrogram"
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Return a contestant's first answer: its device, and the versions of torch and of those packages that it has."""
+    """Return a contestant's first answer: its device, and the versions of Python, torch and those packages it has."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    found = {"device": device, "torch": torch.__version__}
+    found = {"device": device, "python": platform.python_version(), "torch": torch.__version__}
     for name in packages:
         with suppress(PackageNotFoundError):
             found[name] = version(name)

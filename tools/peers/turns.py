@@ -116,6 +116,7 @@ class Contestant:
     def _answer(self) -> Answer:
         line = self._pipe(self.process.stdout).readline()
         if not line:
+            self.process.wait()  # its end of the pipe is closed before it says why
             said = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
             last = said[-1] if said else "it said nothing"
             raise EndedError(f"{self.name} ended: {last}. All of it is in {self.log}.")
