@@ -417,15 +417,32 @@ def check(names: tuple[str, ...], every: bool) -> int:
 
 @cli.command()
 @click.option("--input", "dataset", metavar="DATASET", help="Measure the input of a prepared dataset instead.")
+@click.option("--grid", "experiment", metavar="EXPERIMENT", help="Measure an experiment's cells per hour instead.")
 @click.option("--method", "methods", multiple=True, help="Measure this one alone; several may be given.")
 @click.option("--backbone", "backbones", multiple=True, help="With this one alone; several may be given.")
 @click.option("--rounds", type=click.IntRange(min=1), default=7, show_default=True, help="Turns of each measurement.")
-def bench(dataset: str | None, methods: tuple[str, ...], backbones: tuple[str, ...], rounds: int) -> int:
+@click.option(
+    "-j", "--jobs", type=click.IntRange(min=1), multiple=True, help="With --grid: cells side by side; several numbers."
+)
+def bench(
+    dataset: str | None,
+    experiment: str | None,
+    methods: tuple[str, ...],
+    backbones: tuple[str, ...],
+    rounds: int,
+    jobs: tuple[int, ...],
+) -> int:
     """Measure what a step of every method costs against joint training and bare PyTorch: results/bench."""
+    if dataset is not None and experiment is not None:
+        raise UsageError("Give --input or --grid, not both.")
     if dataset is not None:
         from benchmark.bench_input import run as run_input
 
         return run_input(dataset, rounds)
+    if experiment is not None:
+        from benchmark.bench_grid import run as run_grid
+
+        return run_grid(experiment, methods, backbones, jobs)
     from benchmark.bench import run as run_bench
 
     return run_bench(methods, backbones, rounds)
