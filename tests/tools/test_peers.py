@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -299,7 +300,10 @@ def test_the_committed_page_has_a_table_of_every_contestant() -> None:
     assert all(f"| {title}" in page for title in ("Equipoise", OGM_GE.title, BALANCE.title))
 
 
-def test_a_wrong_call_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_call_is_one_sentence_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     clone = str(clone_of(OGM_GE, tmp_path / "clone"))
     call = [str(tmp_path), "--ogm-ge", clone, "--balance", clone]
     assert main([*call, "--clips", "90"]) == 2
@@ -308,3 +312,7 @@ def test_a_wrong_call_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixt
     assert capsys.readouterr().err.startswith(f"Error: {clone} is no clone of GeWu-Lab/BalanceBenchmark: it lacks")
     assert main(call[:3]) == 2
     assert "Missing option '--balance'" in capsys.readouterr().err
+    other = str(clone_of(BALANCE, tmp_path / "other"))
+    assert main([*call[:4], other, "--clips", "96"]) == 2
+    assert "has 0 clips with a file in AudioWAV and one in VideoFlash; 96 to train on" in capsys.readouterr().err
+    assert not (tmp_path / "temporary").exists()

@@ -19,7 +19,7 @@ from benchmark.run import provenance
 from datasets.cremad import CREMAD
 from tools.peers import adapters
 from tools.peers.adapters import Recipe
-from tools.peers.clips import Clips, chosen, write_sources
+from tools.peers.clips import Clips, chosen, spread, write_sources
 from tools.peers.clones import BALANCE, OGM_GE, Clone, opened
 from tools.peers.table import Figures, Turn, rendered, with_table
 from tools.peers.turns import Answer, Contestant, EndedError
@@ -149,6 +149,7 @@ def cli(
             f"--clips {count - count % batch or batch}."
         )
     clones = [opened(OGM_GE, ogm_ge), opened(BALANCE, balance)]
+    spread(folder, count)  # refused before anything is written
     recipe = Recipe(batch, FRAMES)
     work = Path(mkdtemp(prefix="peers-"))
     homes = [(n, work / f"{n}-{number}") for number in range(PREPARATIONS) for n in (FEW, count)]

@@ -34,8 +34,8 @@ def complete_names(folder: Path) -> list[str]:
     return sorted(recordings & {file.stem for file in (folder / VIDEO).glob("*.flv")})
 
 
-def chosen(source: Path, count: int, folder: Path) -> Clips:
-    """Link `count` clips to train on and those that are held out, and write lists of them, all over the actors.
+def spread(source: Path, count: int) -> dict[str, tuple[str, ...]]:
+    """Return the names of `count` clips to train on and of those that are held out, by part, all over the actors.
 
     Raises UsageError where `source` has too few.
     """
@@ -45,10 +45,15 @@ def chosen(source: Path, count: int, folder: Path) -> Clips:
             f"{source} has {len(names)} clips with a file in {AUDIO} and one in {VIDEO}; {count} to train on and "
             f"{HELD_OUT} others are needed. Give a folder as CREMA-D's, or fewer clips with --clips."
         )
-    spread = [names[number * len(names) // wanted] for number in range(wanted)]
-    held = [spread[number * wanted // HELD_OUT] for number in range(HELD_OUT)]
-    train = tuple(name for name in spread if name not in held)
-    clips = Clips(folder, {"train": train, "val": tuple(held[::2]), "test": tuple(held[1::2])})
+    found = [names[number * len(names) // wanted] for number in range(wanted)]
+    held = [found[number * wanted // HELD_OUT] for number in range(HELD_OUT)]
+    train = tuple(name for name in found if name not in held)
+    return {"train": train, "val": tuple(held[::2]), "test": tuple(held[1::2])}
+
+
+def chosen(source: Path, count: int, folder: Path) -> Clips:
+    """Link the clips that `spread` names below a folder; raises as that does."""
+    clips = Clips(folder, spread(source, count))
     for name in clips.names:
         for path in files_of(name):
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
