@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from threading import Lock
 
 from rich.console import Console
@@ -104,11 +105,7 @@ class _Display:
             return
         of = f" of {task.total / 1e6:.1f}" if task.total is not None else ""
         rate = f", {decimal(int(task.speed))}/s" if task.speed else ""
-        left = f", {_duration(task.time_remaining)} left" if task.time_remaining is not None else ""
+        seconds = task.time_remaining
+        left = f", {timedelta(seconds=round(seconds))} left" if seconds is not None else ""
         text = f"{task.description}: {task.completed / 1e6:.1f}{of} MB{rate}{left}"
         self._bars.console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
