@@ -99,8 +99,11 @@ def fetch(name: str, dry_run: bool) -> None:
     """Download and verify a dataset's files or a backbone's weights (EQUIPOISE_MIRROR: a folder to look at first)."""
     from benchmark.fetch_outcome import IncompleteError
     from benchmark.fetch_progress import console_progress
-    from benchmark.fetchable import fetch_named, survey_named
+    from benchmark.fetchable import fetch_named, survey_named, terms
 
+    given = terms(name)
+    if given is not None:
+        click.echo(f"Terms of {name}: {given}")
     if dry_run:
         survey = survey_named(name)
         for line in survey.lines(name) if survey else [f"{name} needs no download."]:

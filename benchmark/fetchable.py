@@ -16,11 +16,12 @@ from benchmark.registry import BACKBONES, DATASETS
 
 
 class _Fetchable(NamedTuple):
-    """Sources, the name that they have in a mirror, and the folder that they are brought into."""
+    """Sources, the name that they have in a mirror, the folder that they are brought into, and a dataset's terms."""
 
     name: str
     sources: tuple[Source, ...]
     destination: Path
+    terms: str | None = None
 
 
 def fetch_named(name: str, *, progress: Progress = lambda *_: None) -> list[Verification]:
@@ -28,19 +29,26 @@ def fetch_named(name: str, *, progress: Progress = lambda *_: None) -> list[Veri
 
     Raises UsageError for an unknown name, DataError when a file cannot be had or verified.
     """
-    return fetch_sources(*_fetchable(name), progress=progress)
+    found = _fetchable(name)
+    return fetch_sources(found.name, found.sources, found.destination, progress=progress)
 
 
 def survey_named(name: str) -> Survey | None:
     """Return what `fetch_named` would find and bring, None where there is nothing to fetch."""
     found = _fetchable(name)
-    return survey_sources(*found) if found.sources else None
+    return survey_sources(found.name, found.sources, found.destination) if found.sources else None
+
+
+def terms(name: str) -> str | None:
+    """Return the terms under which a dataset's files are given, None where there are none to fetch."""
+    found = _fetchable(name)
+    return found.terms if found.sources else None
 
 
 def _fetchable(name: str) -> _Fetchable:
     if name in DATASETS.names():
         card = DATASETS.load(name).card
-        return _Fetchable(card.raw_name, card.sources, raw_home(card.raw_name))
+        return _Fetchable(card.raw_name, card.sources, raw_home(card.raw_name), card.licence)
     if name in BACKBONES.names():
         # Imported here: the files of a dataset come without torch.
         from benchmark.backbones.weights import weights_folder

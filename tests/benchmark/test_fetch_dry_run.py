@@ -107,12 +107,13 @@ def test_a_hub_that_redirects_to_its_storage_states_the_size_itself(server: Serv
 def test_the_command_says_what_it_would_do_and_that_the_disk_is_too_small(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = fetchable._Fetchable("toy", files(server)[:1], tmp_path)
+    found = fetchable._Fetchable("toy", files(server)[:1], tmp_path, "CC BY 4.0; its authors ask for a form")
     monkeypatch.setattr(fetchable, "_fetchable", lambda _name: found)
     usage = shutil.disk_usage(tmp_path)._replace(free=24_000)
     monkeypatch.setattr("benchmark.fetch_plan.shutil.disk_usage", lambda _folder: usage)
     assert main(["fetch", "toy", "--dry-run"]) == 0
     assert capsys.readouterr().out.splitlines() == [
+        "Terms of toy: CC BY 4.0; its authors ask for a form",
         "a.bin: 1 expected, 0 found, 0 broken; to download: 1 file, 1.0 MB",
         "toy: to download: 1 file, 1.0 MB",
         f"24.0 kB are free in {tmp_path}",
