@@ -46,6 +46,8 @@ class Turns:
         sys.stdout.flush()
         self._answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
         os.dup2(2, 1)
+        # In the order in which it is printed: what it dies of comes last.
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
 
     def wait(self) -> None:
         """Return when the next turn begins; leave the process where there is none."""
