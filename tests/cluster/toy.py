@@ -117,6 +117,8 @@ def main() -> int:
     from benchmark.executors import slurm
     from tests.cluster import toy  # by name: workers cannot import what is defined in `__main__`
 
+    # A test run in the background ignores Ctrl-C, and its processes inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     executor, seeds, jobs = sys.argv[1:]
     cells = [cell(seed) for seed in range(int(seeds))]
     with (
