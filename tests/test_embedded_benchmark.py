@@ -22,7 +22,8 @@ pytestmark = pytest.mark.slow
 
 EMBEDDED = ("digits", "digits_dg")
 REPRO_SECONDS = 1080
-NOTHING_TO_DO_SECONDS = 10
+NOTHING_TO_DO_SECONDS = 15
+"""Ten on a machine that does nothing else; 10 to 11 were measured on a busy one."""
 
 
 @pytest.fixture(scope="module")
