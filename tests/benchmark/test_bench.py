@@ -198,7 +198,7 @@ def with_resnet18(headroom: float) -> Bench:
         ("cggm", 1.05),
         ("mmpareto", 1.05),
         ("gmp", 1.1),
-        ("gmd", 1.1),
+        ("gmd", 1.15),  # walks over both losses' gradients: 1.02 to 1.08 were measured, by how fast memory is
         ("gmp_bench", 1.1),
         ("balgrad", 1.1),
     ],
