@@ -31,7 +31,7 @@ _ASK = ("nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,noun
 
 @dataclass
 class Utilisation:
-    """How busy this machine's GPUs were, in percent, every second; empty without GPUs."""
+    """How busy GPUs were, in percent, every second; empty without GPUs."""
 
     percents: list[int] = field(default_factory=list)
 
@@ -41,13 +41,13 @@ class Utilisation:
 
 @contextmanager
 def utilisation() -> Iterator[Utilisation]:
-    """Watch the GPUs; what was seen is there when the context is left."""
-    found = Utilisation()
-    if not gpus() or shutil.which(_ASK[0]) is None:
+    """Watch the GPUs that may be used; what was seen is there when the context is left."""
+    found, names = Utilisation(), [gpu.name for gpu in gpus()]
+    if not names or shutil.which(_ASK[0]) is None:
         yield found
         return
     with TemporaryFile("w+") as output:
-        watch = subprocess.Popen(_ASK, stdout=output)
+        watch = subprocess.Popen([*_ASK, f"--id={','.join(names)}"], stdout=output)
         try:
             yield found
         finally:

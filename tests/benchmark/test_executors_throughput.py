@@ -70,12 +70,12 @@ def test_a_wrong_call_is_refused_before_anything_is_trained(
     assert reason in capsys.readouterr().err
 
 
-def test_a_gpu_is_watched_as_long_as_the_work_lasts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gpus_in_use_are_watched_as_long_as_the_work_lasts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = tmp_path / "nvidia-smi"
-    fake.write_text('#!/bin/sh\ncase "$1" in *utilization*) echo 80; echo 90; exec sleep 60;; esac\n')
+    fake.write_text('#!/bin/sh\ncase "$*" in *utilization*--id=1,3) echo 80; echo 90; exec sleep 60;; esac\n')
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,3")
     started = time.monotonic()
     with utilisation() as busy:
         time.sleep(0.5)
