@@ -37,7 +37,7 @@ def test_we_prepare_every_selection_and_train_on_the_last(tmp_path: Path) -> Non
     assert all((own.folder.parents[1] / "prepared/cremad").is_dir() for own in selections)
 
 
-def test_a_video_that_cannot_be_read_ends_us_with_the_reason(tmp_path: Path) -> None:
+def test_clips_without_their_checksums_end_us_with_the_reason(tmp_path: Path) -> None:
     selections = selections_of(tmp_path)
     (selections[0].folder / "manifest.csv").unlink()
     with (
