@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ pytestmark = pytest.mark.slow
 
 EMBEDDED = ("digits", "digits_dg")
 REPRO_SECONDS = 1080
-NOTHING_TO_DO_SECONDS = 15
-"""Ten on a machine that does nothing else; 10 to 11 were measured on a busy one."""
+NOTHING_TO_DO_SECONDS = 10
+TRIES = 5
+"""The fastest counts: what else the machine does only slows it."""
 
 
 @pytest.fixture(scope="module")
@@ -90,10 +92,15 @@ def test_the_fresh_table_agrees_with_the_committed_reference(name: str, clone: P
 
 @pytest.mark.usefixtures("reproduced")
 def test_a_second_repro_does_nothing_and_says_so(clone: Path) -> None:
-    output, seconds = finished(command(clone, "dvc", "repro"))
-    sys.stdout.write(f"dvc repro with nothing to do: {seconds:.1f} s, limit {NOTHING_TO_DO_SECONDS} s\n")
-    assert "up to date" in output
-    assert seconds < NOTHING_TO_DO_SECONDS
+    fastest = inf
+    for _ in range(TRIES):
+        output, seconds = finished(command(clone, "dvc", "repro"))
+        sys.stdout.write(f"dvc repro with nothing to do: {seconds:.1f} s, limit {NOTHING_TO_DO_SECONDS} s\n")
+        assert "up to date" in output
+        fastest = min(fastest, seconds)
+        if fastest < NOTHING_TO_DO_SECONDS:
+            break
+    assert fastest < NOTHING_TO_DO_SECONDS
 
 
 @pytest.mark.usefixtures("reproduced")
