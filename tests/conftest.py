@@ -16,6 +16,18 @@ for name in [name for name in os.environ if name.startswith("EQUIPOISE_")]:
     del os.environ[name]
 
 
+ATTEMPTS = 3
+"""At a limit of time: what else the machine does disturbs a measure, and what is too slow is so every time."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("timing"):
+            item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.flaky(reruns=ATTEMPTS - 1))
+
+
 @pytest.fixture(autouse=True)
 def _one_torch_thread() -> None:
     """Undo what an earlier test may have set; a test that does not use torch does not import it."""

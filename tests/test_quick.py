@@ -52,7 +52,7 @@ def test_the_quick_version_of_nothing_is_refused() -> None:
         load_experiment("digitts_quick")
 
 
-@pytest.mark.slow
+@pytest.mark.timing
 def test_both_protocols_rehearse_in_a_minute_and_a_half(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").symlink_to(SOURCE_ROOT / "params.yaml")
     environment = {**os.environ, "EQUIPOISE_HOME": str(tmp_path), "PYTHONPATH": str(SOURCE_ROOT)}

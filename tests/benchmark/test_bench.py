@@ -188,7 +188,7 @@ def with_resnet18(headroom: float) -> Bench:
     return Bench(replace(RESNET, headroom=headroom), rounds=3)
 
 
-@pytest.mark.slow
+@pytest.mark.timing
 @pytest.mark.parametrize(
     ("name", "headroom"),
     [
@@ -210,7 +210,7 @@ def test_a_step_with_resnet18_costs_little_more_than_its_passes(name: str, headr
     assert not cost.over, str(cost)
 
 
-@pytest.mark.slow
+@pytest.mark.timing
 @pytest.mark.parametrize("backbone", WORKLOADS)
 def test_joint_training_costs_little_more_than_a_bare_loop(backbone: str) -> None:
     torch.set_num_threads(1)

@@ -67,7 +67,7 @@ LEAST = 5.0
 """What every machine reaches: `FLOOR` depends on how fast its memory is for what it computes."""
 
 
-@pytest.mark.slow
+@pytest.mark.timing
 def test_input_is_several_times_faster_than_from_jpeg_and_wav_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,7 @@ from benchmark.method import Passes, Plan
 from benchmark.registry import METHODS
 
 
-@pytest.mark.slow
+@pytest.mark.timing
 @pytest.mark.parametrize("name", METHODS.names())
 def test_a_step_costs_what_the_declared_passes_predict(name: str) -> None:
     record = next(check_method(METHODS.load(name), name, checks={"cost": CHECKS["cost"]}))
@@ -36,7 +36,7 @@ class Twice(Joint):
         return Passes(2.0, 1.0)
 
 
-@pytest.mark.slow
+@pytest.mark.timing
 def test_a_pass_costs_what_it_counts() -> None:
     cost = measured_cost(Trial(Twice, {}))
     assert abs(cost.deviation) <= COST_TOLERANCE, cost
@@ -60,10 +60,11 @@ def test_the_band_is_fifteen_percent_either_way(measured: float, outcome: str, m
 def test_a_process_that_sleeps_costs_nothing_on_the_cpu() -> None:
     class Sleeper(Joint):
         def step(self, batch: Batch, ctx: Context) -> None:
-            time.sleep(0.02)
+            time.sleep(0.2)  # several times as long as the step
             super().step(batch, ctx)
 
-    assert abs(measured_cost(Trial(Sleeper, {}), rounds=3).deviation) < COST_TOLERANCE
+    # What runs meanwhile leaves the step cold memory; by the clock on the wall it would cost several steps.
+    assert measured_cost(Trial(Sleeper, {}), rounds=1).measured < 2
 
 
 def test_the_encoder_of_the_cost_check_has_few_parameters() -> None:

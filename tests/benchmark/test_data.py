@@ -176,7 +176,7 @@ def test_an_unknown_dataset_is_answered_with_the_nearest() -> None:
         load("digit")
 
 
-@pytest.mark.slow
+@pytest.mark.timing
 def test_a_batch_of_digits_costs_less_than_sixty_microseconds() -> None:
     part = load("digits").parts["train"]
     seconds = []

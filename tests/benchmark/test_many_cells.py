@@ -82,6 +82,7 @@ def cost(home: Path, command: str) -> tuple[str, float, float]:
     return done.stdout, seconds, memory
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize(
     ("command", "answer"), [("grid", f"all {CELLS} cells are finished"), ("status", f"  {CELLS} ")]
 )

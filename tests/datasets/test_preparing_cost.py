@@ -26,7 +26,7 @@ def test_memory_does_not_grow_with_the_number_of_clips(tmp_path: Path) -> None:
     assert after - before < 0.3 * (more - less)
 
 
-@pytest.mark.slow
+@pytest.mark.timing
 def test_preparing_takes_a_third_of_the_time_per_core_of_a_file_at_a_time(tmp_path: Path) -> None:
     few, many = 48, 240
     homes = {count: tmp_path / str(count) for count in (few, many)}
