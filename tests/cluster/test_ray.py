@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.benchmark.processes import alive, wait_until
+from tests.cluster.real import trained
 from tests.cluster.toy import PATIENCE, Driver
 
 pytest.importorskip("ray", reason="no Ray: `pip install equipoise[ray]`")
@@ -43,6 +44,10 @@ def test_a_grid_finishes_on_both_nodes_and_leaves_nothing_behind(home: Path) -> 
     assert "toy: 4 cells: 0 finished before, 4 finished now, 0 failed" in driver.output
     assert len({pid for _, pid, _ in driver.lines("begun")}) == 2, "a worker did not stay warm"
     driver.wait_until_workers_ended()
+
+
+def test_cells_have_the_bits_of_those_that_no_cluster_trained(home: Path) -> None:
+    assert trained(home / "there", "ray") == trained(home / "here", "local")
 
 
 def test_a_worker_that_is_killed_costs_no_cell(home: Path) -> None:

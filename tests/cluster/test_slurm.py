@@ -9,6 +9,7 @@ import pytest
 
 from tests.benchmark.processes import alive, wait_until
 from tests.cluster import slurm
+from tests.cluster.real import trained
 from tests.cluster.slurm import Cluster
 from tests.cluster.toy import PATIENCE, Driver
 
@@ -44,6 +45,11 @@ def test_a_grid_finishes_on_both_nodes_and_leaves_nothing_behind(cluster: Cluste
     assert "toy: 4 cells: 0 finished before, 4 finished now, 0 failed" in driver.output
     assert len(driver.lines("begun")) == 4
     assert cluster.jobs() == []
+
+
+@pytest.mark.usefixtures("cluster")
+def test_cells_have_the_bits_of_those_that_no_cluster_trained(tmp_path: Path) -> None:
+    assert trained(tmp_path / "there", "slurm") == trained(tmp_path / "here", "local")
 
 
 @pytest.mark.usefixtures("cluster")
