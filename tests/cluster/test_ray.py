@@ -32,12 +32,19 @@ def cluster() -> Iterator[Any]:
 @pytest.fixture
 def home(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-    (tmp_path / "hold").touch()
     return tmp_path
 
 
-def test_a_grid_finishes_on_both_nodes_and_leaves_nothing_behind(home: Path) -> None:
-    driver = Driver(home, "ray", 4)
+@pytest.fixture
+def driver(home: Path) -> Iterator[Driver]:
+    """The driver of four cells that wait to be released; a test that fails does not leave it to the next."""
+    (home / "hold").touch()
+    found = Driver(home, "ray", 4)
+    yield found
+    found.kill()
+
+
+def test_a_grid_finishes_on_both_nodes_and_leaves_nothing_behind(driver: Driver) -> None:
     driver.wait_until_begun(2)
     driver.release()
     driver.finish()
@@ -50,8 +57,7 @@ def test_cells_have_the_bits_of_those_that_no_cluster_trained(home: Path) -> Non
     assert trained(home / "there", "ray") == trained(home / "here", "local")
 
 
-def test_a_worker_that_is_killed_costs_no_cell(home: Path) -> None:
-    driver = Driver(home, "ray", 4)
+def test_a_worker_that_is_killed_costs_no_cell(driver: Driver) -> None:
     [(seed, pid, _), *_] = driver.wait_until_begun(2)
     os.kill(int(pid), signal.SIGKILL)
     driver.wait_until_begun(3)
@@ -60,8 +66,7 @@ def test_a_worker_that_is_killed_costs_no_cell(home: Path) -> None:
     assert [first for first, *_ in driver.lines("begun")].count(seed) == 2
 
 
-def test_a_killed_driver_leaves_no_worker_and_its_successor_picks_up(home: Path) -> None:
-    driver = Driver(home, "ray", 4)
+def test_a_killed_driver_leaves_no_worker_and_its_successor_picks_up(driver: Driver) -> None:
     driver.wait_until_begun(2)
     driver.kill()
     driver.wait_until_workers_ended()
@@ -70,16 +75,14 @@ def test_a_killed_driver_leaves_no_worker_and_its_successor_picks_up(home: Path)
     driver.finish()
 
 
-def test_ctrl_c_ends_the_workers(home: Path) -> None:
-    driver = Driver(home, "ray", 4)
+def test_ctrl_c_ends_the_workers(driver: Driver) -> None:
     driver.wait_until_begun(2)
     driver.interrupt()
     assert "4 left. Give the same command again to go on." in driver.output
     assert driver.lines("ended") == []
 
 
-def test_a_lost_node_costs_no_cell_even_where_no_other_takes_its_place(cluster: Any, home: Path) -> None:
-    driver = Driver(home, "ray", 4)
+def test_a_lost_node_costs_no_cell_even_where_no_other_takes_its_place(cluster: Any, driver: Driver) -> None:
     driver.wait_until_begun(2)
     [second] = cluster.worker_nodes
     cluster.remove_node(second, allow_graceful=False)

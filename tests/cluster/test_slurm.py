@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from tests.cluster.toy import PATIENCE, Driver
 
 pytest.importorskip("submitit", reason="no submitit: `pip install equipoise[slurm]`")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(slurm.missing()), reason=slurm.missing())]
+
+Start = Callable[[int], Driver]
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +33,24 @@ def cluster(engine: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     return engine
 
 
-def start(home: Path, seeds: int = 4, *, held: bool = True) -> Driver:
-    if held:
-        (home / "hold").touch()
-    return Driver(home, "slurm", seeds)
+@pytest.fixture
+def start(cluster: Cluster, tmp_path: Path) -> Iterator[Start]:
+    """Start drivers of cells that wait to be released; a test that fails leaves neither them nor their jobs behind."""
+    (tmp_path / "hold").touch()
+    with ExitStack() as ending:
+
+        def started(cells: int) -> Driver:
+            driver = Driver(tmp_path, "slurm", cells)
+            ending.callback(driver.kill)
+            return driver
+
+        yield started
+    for job in cluster.jobs():
+        cluster.call("scancel", job)
 
 
-def test_a_grid_finishes_on_both_nodes_and_leaves_nothing_behind(cluster: Cluster, tmp_path: Path) -> None:
-    driver = start(tmp_path)
+def test_a_grid_finishes_on_both_nodes_and_leaves_nothing_behind(cluster: Cluster, start: Start) -> None:
+    driver = start(4)
     begun = driver.wait_until_begun(2)
     assert {node for *_, node in begun} == {"node1", "node2"}
     driver.release()
@@ -53,8 +66,8 @@ def test_cells_have_the_bits_of_those_that_no_cluster_trained(tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_worker_that_is_killed_costs_no_cell(tmp_path: Path) -> None:
-    driver = start(tmp_path)
+def test_a_worker_that_is_killed_costs_no_cell(start: Start) -> None:
+    driver = start(4)
     [(seed, pid, _), *_] = driver.wait_until_begun(2)
     os.kill(int(pid), signal.SIGKILL)
     driver.wait_until_begun(3)
@@ -63,8 +76,8 @@ def test_a_worker_that_is_killed_costs_no_cell(tmp_path: Path) -> None:
     assert [first for first, *_ in driver.lines("begun")].count(seed) == 2
 
 
-def test_a_job_at_its_time_limit_is_queued_again_with_what_is_left(cluster: Cluster, tmp_path: Path) -> None:
-    driver = start(tmp_path, seeds=10)
+def test_a_job_at_its_time_limit_is_queued_again_with_what_is_left(cluster: Cluster, start: Start) -> None:
+    driver = start(10)
     driver.wait_until_begun(2)
     driver.release()
     driver.wait_until_begun(4)
@@ -80,8 +93,8 @@ def test_a_job_at_its_time_limit_is_queued_again_with_what_is_left(cluster: Clus
     assert all(begun.count(seed) == 1 for seed in ended)
 
 
-def test_the_cells_of_a_job_that_is_gone_are_given_to_another(cluster: Cluster, tmp_path: Path) -> None:
-    driver = start(tmp_path)
+def test_the_cells_of_a_job_that_is_gone_are_given_to_another(cluster: Cluster, start: Start) -> None:
+    driver = start(4)
     driver.wait_until_begun(2)
     for job in cluster.jobs():
         cluster.call("scancel", job)
@@ -90,8 +103,8 @@ def test_the_cells_of_a_job_that_is_gone_are_given_to_another(cluster: Cluster, 
     driver.finish()
 
 
-def test_a_lost_node_costs_no_cell(cluster: Cluster, tmp_path: Path) -> None:
-    driver = start(tmp_path)
+def test_a_lost_node_costs_no_cell(cluster: Cluster, start: Start) -> None:
+    driver = start(4)
     driver.wait_until_begun(2)
     cluster.lose_node("node2")
     wait_until(lambda: not any(alive(int(pid)) for _, pid, node in driver.lines("begun") if node == "node2"))
@@ -100,8 +113,8 @@ def test_a_lost_node_costs_no_cell(cluster: Cluster, tmp_path: Path) -> None:
     cluster.start_node("node2")
 
 
-def test_jobs_outlive_a_killed_driver_and_its_successor_picks_up(cluster: Cluster, tmp_path: Path) -> None:
-    driver = start(tmp_path, seeds=6)
+def test_jobs_outlive_a_killed_driver_and_its_successor_picks_up(cluster: Cluster, start: Start) -> None:
+    driver = start(6)
     driver.wait_until_begun(2)
     driver.kill()
     driver.start()
@@ -114,8 +127,8 @@ def test_jobs_outlive_a_killed_driver_and_its_successor_picks_up(cluster: Cluste
     driver.finish()  # and sees that nothing is left of the killed driver either
 
 
-def test_ctrl_c_cancels_the_jobs(cluster: Cluster, tmp_path: Path) -> None:
-    driver = start(tmp_path)
+def test_ctrl_c_cancels_the_jobs(cluster: Cluster, start: Start) -> None:
+    driver = start(4)
     driver.wait_until_begun(2)
     driver.interrupt()
     assert "4 left. Give the same command again to go on." in driver.output
@@ -126,8 +139,8 @@ def test_ctrl_c_cancels_the_jobs(cluster: Cluster, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("cluster")
-def test_an_option_that_slurm_refuses_is_named(tmp_path: Path) -> None:
-    driver = start(tmp_path, held=False)
+def test_an_option_that_slurm_refuses_is_named(start: Start, tmp_path: Path) -> None:
+    driver = start(4)
     driver.kill()
     (tmp_path / "params.yaml").write_text("experiments: {}\nexecutors: {slurm: {gpus: 1, sbatch: {qos: none}}}\n")
     assert driver.start().wait(PATIENCE) != 0
