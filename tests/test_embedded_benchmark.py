@@ -23,6 +23,8 @@ pytestmark = pytest.mark.slow
 EMBEDDED = ("digits", "digits_dg")
 REPRO_SECONDS = 1080
 NOTHING_TO_DO_SECONDS = 10
+REMEMBERING = ("agm", "diagnosing_relearning", "imcl", "lfm", "mla", "pmr", "reconboost", "rgm")
+"""Methods that keep something from step to step or from epoch to epoch."""
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +57,9 @@ def finished(process: subprocess.Popen[str]) -> tuple[str, float]:
     return output, time.perf_counter() - started
 
 
-def results(folder: Path, dataset: str) -> dict[str, Any]:
-    """What training gave, by cell, without what time and place add to it."""
-    records = [json.loads(file.read_text()) for file in folder.glob(f"results/cells/{dataset}/**/*.json")]
+def results(folder: Path, method: str) -> dict[str, Any]:
+    """What training on digits gave, by cell, without what time and place add to it."""
+    records = [json.loads(file.read_text()) for file in folder.glob(f"results/cells/digits/small/{method}/**/*.json")]
     return {record["key"]: (record["epochs"], record["options"], record["steps"]) for record in records}
 
 
@@ -98,13 +100,13 @@ def test_a_second_repro_does_nothing_and_says_so(clone: Path) -> None:
 
 @pytest.mark.usefixtures("reproduced")
 def test_a_grid_killed_at_random_ends_with_the_bits_of_an_undisturbed_one(clone: Path, tmp_path: Path) -> None:
-    undisturbed = results(clone, "digits")
     folder = tmp_path / "equipoise"
     subprocess.run(["git", "clone", "--quiet", str(clone), str(folder)], check=True)
+    grid = ("benchmark", "grid", "digits", *(f"--method={method}" for method in REMEMBERING))
     chance = random.Random(0)
     kills = 0
     for _ in range(4):
-        process = command(folder, "benchmark", "grid", "digits")
+        process = command(folder, *grid)
         try:
             process.communicate(timeout=chance.uniform(8, 25))
         except subprocess.TimeoutExpired:
@@ -112,6 +114,9 @@ def test_a_grid_killed_at_random_ends_with_the_bits_of_an_undisturbed_one(clone:
             process.communicate()
             kills += 1
     assert kills > 0
-    finished(command(folder, "benchmark", "grid", "digits"))
-    assert results(folder, "digits") == undisturbed
+    finished(command(folder, *grid))
+    for method in REMEMBERING:
+        undisturbed = results(clone, method)
+        assert len(undisturbed) == 5
+        assert results(folder, method) == undisturbed
     assert not list(folder.glob("results/work/*"))
