@@ -16,7 +16,7 @@ for name in [name for name in os.environ if name.startswith("EQUIPOISE_")]:
     del os.environ[name]
 
 
-ATTEMPTS = 3
+RERUNS = 2
 """At a limit of time: what else the machine does disturbs a measure, and what is too slow is so every time."""
 
 
@@ -25,7 +25,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("timing"):
             item.add_marker(pytest.mark.slow)
-            item.add_marker(pytest.mark.flaky(reruns=ATTEMPTS - 1))
+            item.add_marker(pytest.mark.flaky(reruns=RERUNS))
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
@@ -11,12 +10,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from benchmark.experiments import load_experiment
 from benchmark.paths import SOURCE_ROOT
+from tests.benchmark.workspace import trained
 
 pytestmark = pytest.mark.slow
 
@@ -55,12 +54,6 @@ def finished(process: subprocess.Popen[str]) -> tuple[str, float]:
     output, _ = process.communicate(timeout=1200)
     assert process.returncode == 0, output
     return output, time.perf_counter() - started
-
-
-def results(folder: Path, method: str) -> dict[str, Any]:
-    """What training on digits gave, by cell, without what time and place add to it."""
-    records = [json.loads(file.read_text()) for file in folder.glob(f"results/cells/digits/small/{method}/**/*.json")]
-    return {record["key"]: (record["epochs"], record["options"], record["steps"]) for record in records}
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +109,9 @@ def test_a_grid_killed_at_random_ends_with_the_bits_of_an_undisturbed_one(clone:
     assert kills > 0
     finished(command(folder, *grid))
     for method in REMEMBERING:
-        undisturbed = results(clone, method)
+        disturbed, undisturbed = (
+            trained(f.glob(f"results/cells/digits/*/{method}/**/*.json")) for f in (folder, clone)
+        )
         assert len(undisturbed) == 5
-        assert results(folder, method) == undisturbed
+        assert disturbed == undisturbed
     assert not list(folder.glob("results/work/*"))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,8 +9,8 @@ import pytest
 
 from benchmark.errors import UsageError
 from benchmark.experiments import experiment_names, load_experiment
-from benchmark.paths import SOURCE_ROOT
 from benchmark.protocol import Experiment, validated
+from tests.benchmark.workspace import equipoise, new_workspace
 
 QUICK_SECONDS = 90
 """For both embedded protocols together, with their tables."""
@@ -54,16 +51,11 @@ def test_the_quick_version_of_nothing_is_refused() -> None:
 
 @pytest.mark.timing
 def test_both_protocols_rehearse_in_a_minute_and_a_half(tmp_path: Path) -> None:
-    (tmp_path / "params.yaml").symlink_to(SOURCE_ROOT / "params.yaml")
-    environment = {**os.environ, "EQUIPOISE_HOME": str(tmp_path), "PYTHONPATH": str(SOURCE_ROOT)}
+    home = new_workspace(tmp_path)
     started = time.perf_counter()
     for name in ("digits", "digits_dg"):
         for command in ("grid", "table"):
-            arguments = [sys.executable, "-m", "benchmark", command, name, "--quick"]
-            done = subprocess.run(
-                arguments, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300
-            )
-            assert done.returncode == 0, done.stderr
-        assert "(quick version)" in done.stdout
-        assert "| missing" not in done.stdout
+            output = equipoise(home, command, name, "--quick")
+        assert "(quick version)" in output
+        assert "| missing" not in output
     assert time.perf_counter() - started < QUICK_SECONDS

@@ -95,6 +95,11 @@ class Cluster:
         """Return the jobs that wait, run or end."""
         return self.call("squeue", "--noheader", "--array", "--format=%i").split()
 
+    def cancel_jobs(self) -> None:
+        """End all jobs."""
+        for job in self.jobs():
+            self.call("scancel", job)
+
 
 @contextmanager
 def running() -> Iterator[Cluster]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.benchmark.processes import alive, wait_until
-from tests.cluster.real import trained
+from tests.cluster.real import trained_on
 from tests.cluster.toy import PATIENCE, Driver
 
 pytest.importorskip("ray", reason="no Ray: `pip install equipoise[ray]`")
@@ -54,7 +54,7 @@ def test_a_grid_finishes_on_both_nodes_and_leaves_nothing_behind(driver: Driver)
 
 
 def test_cells_have_the_bits_of_those_that_no_cluster_trained(home: Path) -> None:
-    assert trained(home / "there", "ray") == trained(home / "here", "local")
+    assert trained_on("ray", home / "there") == trained_on("local", home / "here")
 
 
 def test_a_worker_that_is_killed_costs_no_cell(driver: Driver) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.benchmark.processes import alive, wait_until
 from tests.cluster import slurm
-from tests.cluster.real import trained
+from tests.cluster.real import trained_on
 from tests.cluster.slurm import Cluster
 from tests.cluster.toy import PATIENCE, Driver
 
@@ -45,8 +45,7 @@ def start(cluster: Cluster, tmp_path: Path) -> Iterator[Start]:
             return driver
 
         yield started
-    for job in cluster.jobs():
-        cluster.call("scancel", job)
+    cluster.cancel_jobs()
 
 
 def test_a_grid_finishes_on_both_nodes_and_leaves_nothing_behind(cluster: Cluster, start: Start) -> None:
@@ -62,10 +61,9 @@ def test_a_grid_finishes_on_both_nodes_and_leaves_nothing_behind(cluster: Cluste
 
 @pytest.mark.usefixtures("cluster")
 def test_cells_have_the_bits_of_those_that_no_cluster_trained(tmp_path: Path) -> None:
-    assert trained(tmp_path / "there", "slurm") == trained(tmp_path / "here", "local")
+    assert trained_on("slurm", tmp_path / "there") == trained_on("local", tmp_path / "here")
 
 
-@pytest.mark.usefixtures("cluster")
 def test_a_worker_that_is_killed_costs_no_cell(start: Start) -> None:
     driver = start(4)
     [(seed, pid, _), *_] = driver.wait_until_begun(2)
@@ -96,8 +94,7 @@ def test_a_job_at_its_time_limit_is_queued_again_with_what_is_left(cluster: Clus
 def test_the_cells_of_a_job_that_is_gone_are_given_to_another(cluster: Cluster, start: Start) -> None:
     driver = start(4)
     driver.wait_until_begun(2)
-    for job in cluster.jobs():
-        cluster.call("scancel", job)
+    cluster.cancel_jobs()
     driver.wait_until_workers_ended()
     driver.release()
     driver.finish()
@@ -138,7 +135,6 @@ def test_ctrl_c_cancels_the_jobs(cluster: Cluster, start: Start) -> None:
     driver.finish()
 
 
-@pytest.mark.usefixtures("cluster")
 def test_an_option_that_slurm_refuses_is_named(start: Start, tmp_path: Path) -> None:
     driver = start(4)
     driver.kill()
